@@ -1,0 +1,125 @@
+"""A run as a person at a terminal sees it: bars that move, or plain lines where nobody watches."""
+
+from __future__ import annotations
+
+import os
+from types import TracebackType
+
+from rich.console import Console as RichConsole
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
+
+from finetune.result import Report
+from finetune.train.events import EpochEnded, Event, Notice, PhaseStarted, StageEnded, StageStarted, StepEnded
+
+
+class Console:
+    """A callback that prints. Everything goes to stderr, so that stdout holds the bundle's path alone."""
+
+    def __init__(self, *, quiet: bool = False) -> None:
+        # Launchers start one process per device; only the first one talks.
+        self.main_process = os.environ.get("RANK", "0") == "0"
+        self._console = RichConsole(stderr=True, quiet=quiet or not self.main_process, highlight=False, soft_wrap=True)
+        self._bars = Progress(
+            TextColumn("  {task.description}"), BarColumn(bar_width=28), MofNCompleteColumn(), TextColumn("{task.fields[facts]}"),
+            TimeElapsedColumn(), TextColumn("eta"), TimeRemainingColumn(),
+            console=self._console, transient=True, disable=not self._console.is_terminal,
+        )  # fmt: skip
+        self._task: TaskID | None = None
+        self._metric = ""
+
+    def __enter__(self) -> Console:
+        self._bars.start()
+        return self
+
+    def __exit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
+        self._bars.stop()
+
+    def say(self, text: str) -> None:
+        """One line, without markup."""
+        self._console.print(text, style="dim", markup=False)
+
+    def __call__(self, event: Event) -> None:
+        match event:
+            case StageStarted(stage, detail):
+                self._console.print(f"[bold]{stage}[/bold]", end=" ")
+                self._console.print(detail, markup=False)
+            case StageEnded(_, seconds, summary):
+                self._close_bar()
+                self._console.print(f"  {summary + ', ' if summary else ''}{seconds:.1f} s", style="dim", markup=False)
+            case PhaseStarted():
+                self._console.print(
+                    f"  phase {event.phase + 1} of {event.phases}, {event.name}: trains {_ranges(event.trainable)}",
+                    markup=False,
+                )
+            case StepEnded():
+                self._show_step(event)
+            case EpochEnded(_, epoch, record, improved):
+                self._close_bar()
+                self._metric = f"val {_number(record['validation_metric'])}"
+                mark = "  best so far" if improved else ""
+                self._console.print(
+                    f"    epoch {epoch}: train loss {_number(record['train_loss'])}, validation loss {_number(record['validation_loss'])}, "
+                    f"metric {_number(record['validation_metric'])}, {float(str(record['rows_per_second'])):.1f} rows/s{mark}",
+                    markup=False,
+                )
+            case Notice(message):
+                self._console.print(f"  {message}", style="yellow", markup=False)
+
+    def summarise(self, report: Report) -> None:
+        """The result as a small table, and the licence verdict."""
+        data, metric = report.data, report.metric
+        table = Table(box=None, pad_edge=False, padding=(0, 2), header_style="dim")
+        for column in ("form", metric + " (test)", "size", "1 text", "32 texts"):
+            table.add_column(column, justify="left" if column == "form" else "right")
+        for form in ("torch", "onnx", "int8"):
+            part = data["export"][form]
+            if part is None:
+                continue
+            test = (
+                data["metrics"]["test_served" if form == report.served else "test"]
+                if form in ("torch", report.served)
+                else None
+            )
+            score = f"{test[metric]['value']:.4f}" if test else ""
+            table.add_row(
+                f"{form}{' (served)' if form == report.served else ''}", score, f"{part['size_bytes'] / 1e6:.1f} MB",
+                f"{part['latency_ms']['1']:.1f} ms", f"{part['latency_ms']['32']:.0f} ms",
+            )  # fmt: skip
+        self._console.print()
+        self._console.print(table)
+        for name, scores in (data["baselines"] or {}).items():
+            value = scores.get(metric)
+            if value is not None:
+                self._console.print(f"baseline {name}: {metric} {value:.4f}", style="dim", markup=False)
+        self._console.print(data["license"]["sentence"], markup=False)
+        self._console.print(
+            f"{data['timings_s']['total']:.0f} s; report: {report.bundle / 'report.html'}", style="dim", markup=False
+        )
+
+    def _show_step(self, event: StepEnded) -> None:
+        if self._task is None:
+            self._task = self._bars.add_task(f"epoch {event.epoch}", total=event.steps, facts="")
+        facts = f"loss {event.loss:.4f}  {event.rows_per_second:.1f} rows/s  {self._metric}"
+        self._bars.update(self._task, completed=event.step, facts=facts)
+
+    def _close_bar(self) -> None:
+        if self._task is not None:
+            self._bars.remove_task(self._task)
+            self._task = None
+
+
+def _number(value: object) -> str:
+    return f"{float(str(value)):.4f}"
+
+
+def _ranges(groups: tuple[str, ...]) -> str:
+    return groups[0] if len(groups) == 1 else f"{groups[0]} to {groups[-1]}"

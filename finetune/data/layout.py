@@ -1,0 +1,146 @@
+"""Which files of a local source are read, and as what. Nothing here opens a file."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection
+from dataclasses import dataclass
+from pathlib import Path
+
+from finetune.errors import DataError
+
+TEXT_SUFFIXES = ("", ".text", ".txt")
+TABLE_SUFFIXES = {
+    ".csv": "csv",
+    ".tsv": "tsv",
+    ".json": "jsonl",
+    ".jsonl": "jsonl",
+    ".ndjson": "jsonl",
+    ".parquet": "parquet",
+}
+_EXAMPLES = {"csv": "data.csv", "tsv": "data.tsv", "jsonl": "data.jsonl", "parquet": "data.parquet"}
+
+
+@dataclass(frozen=True)
+class DataFile:
+    """One file to read; `place` names it in messages, `label` is its folder's name when folders are classes."""
+
+    path: Path
+    place: str
+    label: str | None = None
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The files of a source in a fixed order, their format, and how many files were left out."""
+
+    format: str
+    files: tuple[DataFile, ...]
+    ignored: tuple[str, ...] = ()
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """A sentence about files that were not read, if there were any."""
+        if not self.ignored:
+            return ()
+        more = ", …" if len(self.ignored) > 3 else ""
+        return (f"{len(self.ignored)} files or folders were not read: {', '.join(self.ignored[:3])}{more}",)
+
+
+def find_layout(path: Path, wanted: str, exclude: Collection[Path] = ()) -> Layout:
+    """The layout of a file or folder; `wanted` is data.format, `exclude` are paths that other splits read.
+
+    Order is by name, never by the order in which the file system lists, so every machine reads the same rows.
+    Raises DataError when the layout does not fit the format, or when `auto` cannot tell.
+    """
+    if wanted == "hub":
+        raise DataError(f"{path.name} is a local path, but data.format is hub; set data.format to auto")
+    if path.is_file():
+        return _one_file(path, wanted)
+    hidden = {p.resolve() for p in exclude}
+    folder = _class_folders(path, hidden)
+    tables = _tables(path, hidden)
+    if wanted == "auto":
+        wanted = _guess(path, folder, tables)
+    if wanted == "folder":
+        if not folder.files:
+            raise _no_classes(path)
+        return folder
+    chosen = [file for file, kind in tables if kind == wanted]
+    if not chosen:
+        raise DataError(f"the folder {path.name} holds no {wanted} file such as {_EXAMPLES[wanted]}; check data.format")
+    return Layout(wanted, tuple(chosen))
+
+
+def _one_file(path: Path, wanted: str) -> Layout:
+    kind = TABLE_SUFFIXES.get(path.suffix.lower()) if wanted == "auto" else wanted
+    if kind is None:
+        known = ", ".join(sorted(TABLE_SUFFIXES))
+        raise DataError(f"cannot tell the format of {path.name} (known endings: {known}); set data.format")
+    if kind == "folder":
+        raise DataError(
+            f"{path.name} is a file, but data.format is folder; give the folder that holds the class folders"
+        )
+    return Layout(kind, (DataFile(path, path.name),))
+
+
+def _class_folders(root: Path, exclude: Collection[Path]) -> Layout:
+    """Each visible subfolder that directly holds text files is a class."""
+    files: list[DataFile] = []
+    ignored: list[str] = []
+    for folder in _entries(root):
+        if folder.resolve() in exclude:
+            continue
+        if not folder.is_dir():
+            ignored.append(folder.name)
+            continue
+        for file in _entries(folder):
+            place = f"{folder.name}/{file.name}"
+            if file.suffix.lower() in TEXT_SUFFIXES and file.is_file():
+                files.append(DataFile(file, place, folder.name))
+            else:
+                ignored.append(place)
+    return Layout("folder", tuple(files), tuple(ignored))
+
+
+def _tables(root: Path, exclude: Collection[Path]) -> list[tuple[DataFile, str]]:
+    found = [(p, TABLE_SUFFIXES.get(p.suffix.lower())) for p in _entries(root) if p.resolve() not in exclude]
+    return [(DataFile(p, p.name), kind) for p, kind in found if kind and p.is_file()]
+
+
+def _guess(root: Path, folder: Layout, tables: list[tuple[DataFile, str]]) -> str:
+    kinds = Counter(kind for _, kind in tables)
+    classes = {file.label for file in folder.files}
+    if len(classes) > 1 or (classes and not kinds):
+        return "folder"
+    if len(kinds) > 1:
+        raise DataError(
+            f"the folder {root.name} holds {' and '.join(sorted(kinds))} files; "
+            "set data.format, or give one of the files as data.source"
+        )
+    if kinds:
+        return next(iter(kinds))
+    raise _no_classes(root)
+
+
+def _no_classes(root: Path) -> DataError:
+    """Say what is missing, and point one level down when the class folders seem to be there."""
+    for folder in _entries(root):
+        if folder.is_dir() and _class_folders(folder, ()).files:
+            inner = folder.name
+            return DataError(
+                f"the folder {root.name} holds no class folders, but {root.name}/{inner} does; "
+                f"give that as data.source, or name it under data.splits (train: {inner})"
+            )
+    return DataError(
+        f"the folder {root.name} holds neither class folders with .txt files nor CSV, TSV, JSON lines or Parquet files"
+    )
+
+
+def _entries(folder: Path) -> list[Path]:
+    try:
+        return sorted((p for p in folder.iterdir() if not p.name.startswith(".")), key=lambda p: p.name)
+    except OSError as error:
+        raise DataError(
+            f"the folder {folder.name} cannot be listed: {error.strerror}; check its permissions"
+        ) from error

@@ -1,0 +1,171 @@
+"""What can be known before training, said before training: sources, columns, labels, metrics, licences, space, schedule.
+
+Imports no torch, transformers or datasets, so that `finetune validate` answers at once.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from finetune.data import Inspection, inspect_text
+from finetune.disk import require_space
+from finetune.errors import RecipeError, SourceError
+from finetune.model.limits import longest_input
+from finetune.recipe import Recipe
+from finetune.release.license import card_evidence, judge, require_allowed, resolve_component
+from finetune.sources import Source, check_model_files, find_source, hub_card_metadata, read_card_metadata
+from finetune.transfer.plan import Plan, build_plan
+from finetune.workspace import Workspace
+
+# Room for the bundle (torch, ONNX and int8 forms) and one checkpoint with its predecessor, in multiples of the weights.
+BUNDLE_SIZES, CHECKPOINT_SIZES = 2.5, 10.0
+
+
+@dataclass(frozen=True)
+class Checked:
+    """A recipe whose parts were found and whose rules hold.
+
+    named: splits that the user named, by split; plan: the phases, if the backbone's depth is known without loading it.
+    """
+
+    backbone: Source
+    data: Source
+    named: Mapping[str, Source | str]
+    license: Mapping[str, Any]
+    inspection: Inspection
+    workspace: Workspace
+    plan: Plan | None
+    steps: tuple[int, ...] = ()
+    notes: tuple[str, ...] = field(default=())
+
+
+def preflight(recipe: Recipe, *, overwrite: bool = False) -> Checked:
+    """Check a recipe against the world; the first thing that is wrong is raised as a FinetuneError."""
+    workspace = Workspace.of(recipe.name, recipe.output)
+    workspace.require_free(overwrite=overwrite)
+    _require_packages(recipe)
+    backbone = find_source(recipe.backbone.name, revision=recipe.backbone.revision, kind="model")
+    check_model_files(backbone.name, backbone.files, allow_pickle=recipe.backbone.allow_pickle)
+    data = _data_source(recipe)
+    named = _named_splits(recipe, data)
+    license_report = judge_parts(recipe, backbone, data)
+    require_allowed(license_report)
+    inspection = inspect_text(recipe.data, data, named)
+    plan = _static_plan(recipe, backbone)
+    if backbone.path is not None:
+        _check_length(recipe, backbone.path)
+        require_space(workspace.bundle, _space_needed(backbone.path), f"run '{recipe.name}'")
+    workspace.require_writable()
+    _check_metrics(recipe)
+    return Checked(
+        backbone, data, named, license_report, inspection, workspace, plan,
+        steps=_steps(recipe, plan, inspection), notes=inspection.notes,
+    )  # fmt: skip
+
+
+def judge_parts(recipe: Recipe, backbone: Source, data: Source) -> Mapping[str, Any]:
+    """report["license"]: the licences of backbone and data under the recipe's intended use."""
+    parts = []
+    for role, source, kind, assertion in (
+        ("backbone", backbone, "model", recipe.license.backbone),
+        ("data", data, "dataset", recipe.license.data),
+    ):
+        local = source.path is not None
+        metadata = read_card_metadata(source.path) if local else hub_card_metadata(source, kind)  # type: ignore[arg-type]
+        folder = source.path if source.path is None or source.path.is_dir() else source.path.parent
+        evidence = (
+            card_evidence(folder / "README.md" if folder else None, revision=source.revision, package=source.package)
+            if local
+            else f"the hub's card at revision {source.revision}"
+        )
+        parts.append(resolve_component(role, source.name, metadata, assertion, evidence=evidence))
+    return judge(parts, recipe.license.use, recipe.license.reviewed)
+
+
+def _require_packages(recipe: Recipe) -> None:
+    """Refuse options whose package is not installed, naming the extra that brings it."""
+    needs = {
+        "train.tensorboard": ("tensorboard", recipe.train.tensorboard),
+        "export.bitsandbytes": ("bitsandbytes", recipe.export.bitsandbytes),
+    }
+    for key, (package, wanted) in needs.items():
+        if wanted and importlib.util.find_spec(package) is None:
+            raise RecipeError(
+                f"{key}: the package {package} is not installed; run pip install 'finetune-recipes[{package}]'"
+            )
+
+
+def _data_source(recipe: Recipe) -> Source:
+    try:
+        return find_source(recipe.data.source, revision=None, kind="dataset")
+    except SourceError as error:
+        raise SourceError(f"data.source: {error}") from error
+
+
+def _named_splits(recipe: Recipe, data: Source) -> dict[str, Source | str]:
+    """Splits that the user named: a path inside the data source or beside it, or the name of a hub split."""
+    named: dict[str, Source | str] = {}
+    for split in ("train", "validation", "test"):
+        value = getattr(recipe.data.splits, split)
+        if not isinstance(value, str):
+            continue
+        if data.kind == "hub":
+            named[split] = value
+            continue
+        inside = data.path / value if data.path is not None and data.path.is_dir() else None
+        try:
+            named[split] = find_source(str(inside) if inside is not None and inside.exists() else value, kind="dataset")
+        except SourceError as error:
+            raise SourceError(f"data.splits.{split}: {error}") from error
+    return named
+
+
+def _static_plan(recipe: Recipe, backbone: Source) -> Plan | None:
+    """The plan of phases, from the number of blocks that config.json tells; embeddings and head are a group each."""
+    if backbone.path is None:
+        return None
+    config = json.loads((backbone.path / "config.json").read_text("utf-8"))
+    blocks = next(
+        (config[k] for k in ("num_hidden_layers", "n_layers", "n_layer") if isinstance(config.get(k), int)), None
+    )
+    # ALBERT runs the same block many times, so its groups are fewer than its layers.
+    if blocks is None or config.get("model_type") == "albert":
+        return None
+    return build_plan(recipe.transfer, recipe.train, blocks + 2)
+
+
+def _steps(recipe: Recipe, plan: Plan | None, inspection: Inspection) -> tuple[int, ...]:
+    """Optimizer steps of each phase, as far as they can be known; every phase needs one after its warm-up."""
+    if plan is None or inspection.rows is None:
+        return ()
+    share = recipe.data.splits.train if not isinstance(recipe.data.splits.train, str) else 1.0
+    rows = min(inspection.rows, recipe.data.limit or inspection.rows)
+    per_epoch = math.ceil(rows * share / recipe.train.batch_size)
+    return tuple(per_epoch * phase.epochs for phase in plan.phases)
+
+
+def _check_length(recipe: Recipe, folder: Path) -> None:
+    limit = longest_input(folder)
+    if limit is not None and recipe.data.max_length > limit:
+        raise RecipeError(
+            f"data.max_length: {recipe.data.max_length} tokens, but this backbone takes at most {limit}; lower it"
+        )
+
+
+def _space_needed(folder: Path) -> int:
+    weights = sum(p.stat().st_size for pattern in ("*.safetensors", "pytorch_model*.bin") for p in folder.glob(pattern))
+    return int(weights * (BUNDLE_SIZES + CHECKPOINT_SIZES))
+
+
+def _check_metrics(recipe: Recipe) -> None:
+    names = [name for name in recipe.evaluation.metrics if name.startswith("evaluate:")]
+    if names:
+        from finetune.evaluation.metrics import check_metrics
+
+        check_metrics(names)

@@ -1,0 +1,137 @@
+"""A commented recipe to start from, filled in from a look at the data."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from finetune.errors import DataError, RecipeError
+from finetune.recipe.identity import scalar_text
+from finetune.recipe.strict_yaml import check_text, shorten
+
+if TYPE_CHECKING:
+    from finetune.recipe.peek import Look
+
+DEFAULT_BACKBONE = "distilbert/distilbert-base-uncased"
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?", re.ASCII)
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,79}")
+_MOST_SHOWN = 12
+
+_TEMPLATE = """\
+{schema}# {name}: a text classifier. Check it with `finetune validate FILE`, run it with `finetune run FILE`.
+# Every key with its default is listed in docs/recipe.md; one key can be changed for one run: `finetune run FILE seed=1`.
+
+name: {quoted_name}  # the bundle goes to exports/{name}
+description: ""  # one or two sentences for the report and the model card
+task: text_classification
+seed: 0
+
+backbone:
+  name: {backbone}  # hub id (id@revision), local folder, or package:NAME/path
+
+data:
+{data}
+  max_length: 128  # tokens; longer texts are cut, and the report says how many
+{splits}
+transfer:
+  unfreeze: gradual  # gradual, lp_ft, head_only or full
+  head_epochs: 1  # first the new head alone …
+  epochs: 1  # … then phases of so many epochs, each with …
+  step: 2  # … so many more layer groups, from the top
+  learning_rate: 2.0e-4  # of the head; each layer group below it gets `decay` times the rate above
+  decay: 0.8
+
+train:
+  batch_size: 32
+
+evaluation:
+  metric: accuracy  # chooses the best weights; f1_macro if some labels are rare
+
+license:
+  use: research  # research, internal or commercial: what you want to do with the result
+  # If the card of the backbone or of the data names no licence, say what it is and where you read it:
+  # data:
+  #   id: cc-by-4.0
+  #   reason: "stated on the page that I downloaded the data from"
+
+card:
+  language: [en]  # ISO 639-1 codes of the texts' languages
+"""
+
+
+def starter_recipe(
+    data_path: str,
+    *,
+    name: str | None = None,
+    backbone: str = DEFAULT_BACKBONE,
+    text_column: str | None = None,
+    label_column: str | None = None,
+    schema: str | None = None,
+) -> str:
+    """Commented YAML for data at a local path; hub ids and `package:` paths are taken as they are, without a look.
+
+    Columns are guessed from header names and content where not given. `schema` is the path or URL of the JSON Schema for
+    editors that run yaml-language-server. DataError if the path holds nothing to learn from, RecipeError for a bad name.
+    """
+    from finetune.recipe.peek import look_at  # csv and json are wanted for this alone
+
+    if name is not None and not _NAME.fullmatch(name):
+        raise RecipeError(
+            f"name '{shorten(name)}': use at most 80 letters, digits, '.', '_' and '-', not '.', '_' or '-' first"
+        )
+    try:
+        check_text(data_path)
+    except ValueError as error:
+        raise DataError(f"{shorten(ascii(data_path))}: the path is not valid UTF-8; rename the file") from error
+    path = Path(data_path)
+    unseen = data_path.startswith("package:") or (_HUB_ID.fullmatch(data_path) and not path.exists())
+    look = None if unseen else look_at(path, text_column, label_column)
+    run_name = name or _name_for(data_path)
+    return _TEMPLATE.format(
+        schema=f"# yaml-language-server: $schema={shorten(schema, 500)}\n" if schema else "",
+        name=run_name,
+        quoted_name=scalar_text(run_name),
+        backbone=scalar_text(backbone),
+        data=_data(data_path, look, text_column, label_column),
+        splits=_splits(look),
+    )
+
+
+def _name_for(data_path: str) -> str:
+    stem = re.sub(r"\.(csv|tsv|jsonl|ndjson|parquet)$", "", Path(data_path.partition("@")[0]).name, flags=re.IGNORECASE)
+    name = re.sub(r"[^A-Za-z0-9._-]+", "-", stem).strip("-._")[:80]
+    return name or "my-classifier"
+
+
+def _data(data_path: str, look: Look | None, text_column: str | None, label_column: str | None) -> str:
+    source = str(look.splits["train"]) if look and look.splits else data_path
+    lines = [f"source: {scalar_text(source)}"]
+    if look is None:
+        lines += [f"text_column: {scalar_text(text_column or 'text')}  # check the name of the column",
+                  f"label_column: {scalar_text(label_column or 'label')}  # check the name of the column"]  # fmt: skip
+    else:
+        lines.append(f"format: {look.format}")
+        if look.text_column and look.label_column:
+            columns = shorten(", ".join(look.columns), 100)
+            lines += [f"text_column: {scalar_text(look.text_column)}  # columns: {columns}",
+                      f"label_column: {scalar_text(look.label_column)}"]  # fmt: skip
+        if look.encoding != "utf-8":
+            lines.append(f"encoding: {look.encoding}" + ("  # not UTF-8; check" if look.encoding == "cp1252" else ""))
+        lines.append(f"# labels seen: {_shown(look.labels)}")
+    return "\n".join(f"  {line}" for line in lines)
+
+
+def _shown(labels: tuple[str, ...]) -> str:
+    more = f" and {len(labels) - _MOST_SHOWN} more" if len(labels) > _MOST_SHOWN else ""
+    return ", ".join(shorten(label, 30) for label in labels[:_MOST_SHOWN]) + more
+
+
+def _splits(look: Look | None) -> str:
+    if not look or not look.splits:
+        return "  # splits: {train: 0.8, validation: 0.1, test: 0.1}  # the default: stratified shares of the rows\n"
+    lines = ["  splits:  # a share of the training rows where there is no table"]
+    for split in ("train", "validation", "test"):
+        value = scalar_text(str(look.splits[split])) if split in look.splits else "0.1"
+        lines.append(f"    {split}: {value}")
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,1 @@
+"""What leaves the house: the licence gate, the legal texts of a bundle, and the model card."""

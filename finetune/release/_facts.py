@@ -1,0 +1,158 @@
+"""Facts of a report that several parts of the card need: ids, the card's metadata, and names of metrics."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import PurePosixPath
+from typing import Any
+
+from finetune.release._markdown import one_line
+
+Report = Mapping[str, Any]
+
+REPO_ID = re.compile(r"(?:[A-Za-z0-9][\w.-]*/)?[A-Za-z0-9][\w.-]*")
+PIPELINE_TAGS = {"text_classification": "text-classification"}
+METRIC_NAMES = {
+    "accuracy": "Accuracy",
+    "balanced_accuracy": "Balanced accuracy",
+    "f1_macro": "F1, macro",
+    "f1_micro": "F1, micro",
+    "precision_macro": "Precision, macro",
+    "precision_micro": "Precision, micro",
+    "recall_macro": "Recall, macro",
+    "recall_micro": "Recall, micro",
+    "loss": "Loss, cross-entropy",
+}
+
+
+def metric_name(metric: str) -> str:
+    """A metric as people write it."""
+    return METRIC_NAMES.get(metric, metric.removeprefix("evaluate:"))
+
+
+def metric_in_sentence(metric: str) -> str:
+    """A metric inside a sentence: lower case, unless it is an abbreviation such as F1."""
+    name = metric_name(metric)
+    return name[0].lower() + name[1:] if name[:1].isupper() and name[1:2].islower() else name
+
+
+def metric_values(measured: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+    """The metrics of one evaluation, in its order; rows, per-class scores and the confusion matrix are left out."""
+    return {name: entry for name, entry in measured.items() if isinstance(entry, Mapping) and "value" in entry}
+
+
+def bundle_folder(report: Report) -> str:
+    """The bundle's folder as a reader would write it; of an absolute path only the last part, which others have too."""
+    output = report["recipe"].get("output")
+    if not output:
+        return f"exports/{report['run']['name']}"
+    path = PurePosixPath(one_line(output).replace("\\", "/"))
+    return path.name or "bundle" if path.is_absolute() else str(path)
+
+
+def hub_repo(part: Mapping[str, Any]) -> str | None:
+    """The Hub id of a backbone or data set, or None when it came from elsewhere.
+
+    A commit means that it was loaded from the Hub. `hub_id` names the original of a copy inside a package or folder.
+    """
+    named = part.get("hub_id")
+    if named is None and part.get("revision") and not part.get("package"):
+        named = str(part.get("name") or part.get("source") or "").split("@", 1)[0]
+    return named if named and REPO_ID.fullmatch(named) else None
+
+
+def dataset_name(report: Report) -> str:
+    """What people call the data set."""
+    return one_line(report["recipe"].get("card", {}).get("dataset_name") or report["data"]["source"])
+
+
+def served_name(report: Report) -> str:
+    """The form of the model that the bundle serves."""
+    return "ONNX int8" if report["export"]["served"] == "int8" else "ONNX fp32"
+
+
+def metadata(report: Report) -> dict[str, Any]:
+    """The card's front matter, after the Hub's specification of model cards."""
+    run, license_report = report["run"], report["license"]
+    task = PIPELINE_TAGS[run["task"]]
+    data_id = hub_repo(report["data"])
+    base = hub_repo(report["backbone"])
+    metrics = list(
+        dict.fromkeys(kind for kind, _ in map(_hub_metric, metric_values(report["metrics"]["test"])) if kind != "loss")
+    )
+    own_tags = report["recipe"].get("card", {}).get("tags", ())
+    is_other = license_report["bundle_license"] == "other"
+    return {
+        "language": list(report["recipe"].get("card", {}).get("language", ("en",))),
+        "license": license_report["bundle_license"],
+        "license_name": slug(license_report["bundle_license_name"]) if is_other else None,
+        "license_link": license_report["bundle_license_link"] if is_other else None,
+        "library_name": "transformers",
+        "pipeline_tag": task,
+        "base_model": base,
+        "base_model_relation": "finetune" if base else None,
+        "datasets": [data_id] if data_id else None,
+        "tags": list(
+            dict.fromkeys(
+                [
+                    task,
+                    "fine-tuned",
+                    "onnx",
+                    *(["int8"] if report["export"]["int8"] else []),
+                    "finetune-recipes",
+                    *own_tags,
+                ]
+            )
+        ),
+        "metrics": metrics,
+        "model-index": [{"name": run["name"], "results": list(_results(report, task, data_id))}],
+    }
+
+
+def slug(name: str) -> str:
+    """A short lower-case id without spaces, as the Hub asks of `license_name`."""
+    return re.sub(r"[^a-z0-9.]+", "-", one_line(name).lower()).strip("-.") or "other"
+
+
+def _results(report: Report, task: str, data_id: str | None) -> Iterator[dict[str, Any]]:
+    name = dataset_name(report)
+    dataset = {
+        "name": name,
+        "type": data_id or slug(name),
+        "config": report["recipe"].get("data", {}).get("config"),
+        "split": "test",
+        "revision": report["data"].get("revision") if data_id else None,
+    }
+    metrics = [
+        entry
+        for measured, form in (
+            (report["metrics"]["test"], "PyTorch"),
+            (report["metrics"]["test_served"], f"served, {served_name(report)}"),
+        )
+        for metric, values in metric_values(measured).items()
+        if (entry := _result(metric, values, form)) is not None
+    ]
+    yield {"task": {"type": task, "name": "Text classification"}, "dataset": dataset, "metrics": metrics}
+
+
+def _result(metric: str, values: Mapping[str, Any], form: str) -> dict[str, Any] | None:
+    value = values["value"]
+    if value is None:
+        return None  # a metric that is not defined on these rows has nothing to publish
+    kind, average = _hub_metric(metric)
+    return {
+        "type": kind,
+        "value": value if isinstance(value, float) and not math.isfinite(value) else round(value, 6),
+        "name": f"{metric_name(metric)} ({form})",
+        "args": {"average": average} if average else None,
+    }
+
+
+def _hub_metric(metric: str) -> tuple[str, str | None]:
+    """The Hub's metric id and averaging: `f1_macro` is `f1` with average macro."""
+    if metric.startswith("evaluate:"):
+        return slug(metric.removeprefix("evaluate:").rstrip("/").rsplit("/", 1)[-1]), None
+    kind, _, average = metric.partition("_")
+    return (kind, average) if average in ("macro", "micro") else (metric, None)

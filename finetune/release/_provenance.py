@@ -1,0 +1,127 @@
+"""Sections of the card about where the model stands: environment, licence, reproduction."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Mapping
+from typing import Any
+
+from finetune.release._facts import Report, bundle_folder, hub_repo
+from finetune.release._markdown import bullets, counted, fenced, number, one_line, table, text
+from finetune.release.policy import FAMILIES, title_of
+
+_PACKAGES = (
+    "torch",
+    "transformers",
+    "accelerate",
+    "datasets",
+    "tokenizers",
+    "onnx",
+    "onnxruntime",
+    "scikit-learn",
+    "numpy",
+)
+_PAPERS = {
+    "gradual": "Howard & Ruder 2018, Universal Language Model Fine-tuning for Text Classification, [arXiv:1801.06146](https://arxiv.org/abs/1801.06146)",
+    "lp_ft": "Kumar et al. 2022, Fine-Tuning can Distort Pretrained Features, [arXiv:2202.10054](https://arxiv.org/abs/2202.10054)",
+    "l2sp": "Li, Grandvalet & Davoine 2018, Explicit Inductive Bias for Transfer Learning, [arXiv:1802.01483](https://arxiv.org/abs/1802.01483)",
+    "calibration": "Guo et al. 2017, On Calibration of Modern Neural Networks, [arXiv:1706.04599](https://arxiv.org/abs/1706.04599)",
+}
+
+
+def environment(report: Report) -> str:
+    """Hardware, software and time of the run."""
+    env, timings = report["environment"], report["timings_s"]
+    flags = ", ".join(map(text, env["cpu"]["flags"])) or "none of note"
+    versions = ", ".join(f"{text(name)} {text(env['packages'][name])}" for name in _PACKAGES if name in env["packages"])
+    spent = ", ".join(
+        f"{text(stage)} {number(seconds, 1)}"
+        for stage, seconds in timings.items()
+        if stage != "total" and seconds is not None
+    )
+    return bullets(
+        [
+            f"Processor: {text(env['cpu']['model'])}, {counted(env['cpu']['cores'], 'usable core')} ({flags}); trained on {text(env['device'])} with {counted(env['processes'], 'process')}.",
+            f"Largest memory use: {number(env['peak_memory_bytes'] / 1e9, 2)} GB."
+            if env.get("peak_memory_bytes")
+            else "Memory use was not measured.",
+            f"Time: {number(timings['total'], 0)} s in all ({spent}; seconds).",
+            f"Software: Python {text(env['python'])} on {text(env['platform'])}; {versions}.",
+        ]
+    )
+
+
+def licence(report: Report) -> str:
+    """The verdict, the parts with their evidence, the obligations, and every override."""
+    judged = report["license"]
+    rows = [
+        [
+            part["role"],
+            text(part["name"]),
+            _licence_cell(part),
+            text(" + ".join(FAMILIES[family].title for family in part["family"].split(" + "))),
+            part["train"],
+            part["distribute"],
+            part["commercial"],
+            text(part["evidence"]),
+        ]
+        for part in judged["components"]
+    ]
+    name = judged["bundle_license_name"] if judged["bundle_license"] == "other" else title_of(judged["bundle_license"])
+    parts = [
+        f"This model is offered under **{text(name)}**; see `LICENSE` and `NOTICE`.",
+        f"Verdict for {text(judged['use'])} use: **{judged['verdict']}**. {text(judged['sentence'])}",
+        *[f"> [!WARNING]\n> {text(warning)}" for warning in judged.get("warnings", ())],
+        table(
+            ["Part", "Name", "Licence", "Family", "Train", "Distribute", "Commercial", "Evidence"], rows, numbers_from=8
+        ),
+    ]
+    if judged["reviewed"]:
+        parts.append(f"Reviewed: {text(judged['reviewed'])}")
+    if judged["obligations"]:
+        parts += ["Whoever uses or passes on this model must:", bullets(map(text, judged["obligations"]))]
+    parts.append("The verdict is an engineering policy's, not legal advice.")
+    return "\n\n".join(parts)
+
+
+def _licence_cell(part: Mapping[str, Any]) -> str:
+    label = text(part["license_name"] or part["license"]) if part["license"] == "other" else text(part["license"])
+    link = part["link"] or ""
+    return f"[{label}]({link})" if re.fullmatch(r"https?://[^\s()<>|\\]+", link) else label
+
+
+def reproduce(report: Report) -> str:
+    """The command, the identities that must match, the methods' papers, and a citation."""
+    run = report["run"]
+    shown = {
+        "Recipe hash": run["recipe_hash"],
+        "Data fingerprint": run["data_fingerprint"],
+        "Seed": run["seed"],
+        "Code (git commit)": run["git_commit"] or "not recorded",
+        "Backbone origin": report["backbone"].get("revision") or report["backbone"].get("package") or "none",
+        "Backbone weights (sha256)": report["backbone"]["weights_sha256"],
+        "Created (UTC)": run["created"],
+    }
+    unfreeze = report["recipe"].get("transfer", {}).get("unfreeze") or (
+        "gradual" if not report["recipe"].get("transfer", {}).get("phases") else ""
+    )
+    used = [
+        unfreeze,
+        "l2sp" if report["transfer"]["l2sp"]["coupling"] != "off" else "",
+        "calibration" if report["calibration"] else "",
+    ]
+    papers = [_PAPERS[name] for name in used if name in _PAPERS]
+    name = re.sub(r"[{}\\]", "", one_line(run["name"]))
+    base = re.sub(r"[{}\\%#$&_^~]", " ", one_line(hub_repo(report["backbone"]) or report["backbone"]["name"]))
+    cite = f"@misc{{{name},\n  title = {{{name}: {base} fine-tuned for text classification}},\n  year  = {{{str(run['created'])[:4]}}},\n  note  = {{Made with finetune-recipes, recipe {str(run['recipe_hash'])[:12]}}}\n}}"
+    return "\n\n".join(
+        [
+            "The bundle holds the resolved recipe; the same recipe, seed and machine give the same weights.",
+            fenced("bash", f"{one_line(run['command'])}\nfinetune check {shlex.quote(bundle_folder(report))}"),
+            table(["Identity", "Value"], [[key, text(value)] for key, value in shown.items()], numbers_from=2),
+            *(["Methods:\n\n" + bullets(papers)] if papers else []),
+            "To cite this model:",
+            fenced("bibtex", cite),
+        ]
+    )

@@ -1,0 +1,94 @@
+"""report.json in, one self-contained HTML file out: inline CSS and SVG, no script, nothing loaded from anywhere.
+
+Rendering is a pure function of the report: the same report gives the same bytes. jinja2 and PyYAML are imported inside.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+from finetune.report import tables, units, view
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
+    from markupsafe import Markup
+
+
+def render_html(report: Mapping[str, Any]) -> str:
+    """The whole page for a report (format 1, docs/report.md), to be written as UTF-8.
+
+    All text of the report is escaped, whatever it contains. A key that is null or absent shows as a dash, or its part
+    of the page is left out, so that a report with no calibration, no baselines or no int8 form is complete too.
+    """
+    return (
+        _environment()
+        .get_template("template.html")
+        .render(
+            r=report,
+            head=view.headline(report),
+            training=_drawn(view.training(report)),
+            quality=_drawn(view.quality(report)),
+            forms=tables.forms(report),
+            leaked=sum((tables.at(report, "audit", "leaks") or {}).values()),
+            balance=tables.balance(report),
+            timings=tables.timings(report),
+            recipe_text=tables.recipe_text(report),
+            verdicts=view.VERDICTS,
+        )
+    )
+
+
+def _drawn(values: dict[str, Any]) -> dict[str, Any]:
+    """Mark the charts, whose text is escaped where they are drawn, as markup; user text never begins as an element here."""
+    from markupsafe import Markup
+
+    charts = ("loss", "metric", "rates", "drift", "map", "matrix", "intervals", "before", "after")
+    return {key: Markup(value) if key in charts else value for key, value in values.items()}
+
+
+@cache
+def _environment() -> Environment:
+    from jinja2 import ChainableUndefined, Environment, PackageLoader
+
+    environment = Environment(
+        loader=PackageLoader("finetune", "report"),
+        autoescape=True,
+        undefined=ChainableUndefined,
+        finalize=lambda value: units.MISSING if value is None or isinstance(value, ChainableUndefined) else value,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {
+        "count": units.count,
+        "significant": units.significant,
+        "scientific": units.scientific,
+        "percent": units.percent,
+        "size": units.size,
+        "duration": units.duration,
+        "times": units.times,
+        "metric": lambda value, name: units.metric(str(name), value),
+        "metric_title": lambda name: units.metric_title(str(name)),
+        "plain": units.plain,
+        "moment": units.moment,
+        "plural": units.plural,
+        "path": _breakable,
+        "words": lambda text: str(text).replace("_", " "),
+        "link": _link,
+    }
+    environment.globals |= {"interval": units.interval, "dash": units.MISSING}
+    return environment
+
+
+def _breakable(name: Any) -> Markup:
+    """A path or id that may break after its separators, where a reader expects it."""
+    from markupsafe import Markup, escape
+
+    return Markup("/<wbr>").join(escape(part) for part in str(name).split("/"))
+
+
+def _link(address: Any) -> str | None:
+    """The address if a browser may follow it from this page: plain web links only, no javascript: or data:."""
+    text = str(address) if isinstance(address, str) else ""
+    return text if text.lower().startswith(("https://", "http://")) else None

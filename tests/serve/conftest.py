@@ -1,0 +1,122 @@
+"""A real, tiny bundle: a word-level tokenizer and an ONNX classifier that sums one weight vector per word."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+
+from finetune.bundle import publish, seal, start, write_json, write_preprocessing
+from finetune.preprocess import TextPreprocess
+
+WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "ball", "goal", "bank", "money", "the", "vote"]
+LABELS = ["business", "politics", "sport"]
+WEIGHTS = {
+    "ball": (0, 0, 4),
+    "goal": (0, 0, 3),
+    "bank": (3, 1, 0),
+    "money": (4, 0, 0),
+    "vote": (0, 5, 0),
+    "the": (0.1, 0.2, 0.1),
+}
+
+
+def write_tokenizer(path: Path) -> None:
+    tokenizer = Tokenizer(models.WordLevel({word: index for index, word in enumerate(WORDS)}, unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.Lowercase()
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+    )
+    tokenizer.enable_padding(length=50)  # must be overridden
+    tokenizer.save(str(path))
+
+
+def write_onnx(path: Path, *, leaky: bool = False, scale: float = 1.0) -> None:
+    """Mean of the masked words' weights. A leaky model adds the mean over the batch: neighbours change an answer."""
+    table = np.zeros((len(WORDS), len(LABELS)), dtype=np.float32)
+    for word, weights in WEIGHTS.items():
+        table[WORDS.index(word)] = np.multiply(weights, scale)
+    nodes = [
+        helper.make_node("Gather", ["table", "input_ids"], ["words"]),
+        helper.make_node("Cast", ["attention_mask"], ["mask"], to=TensorProto.FLOAT),
+        helper.make_node("Unsqueeze", ["mask", "last"], ["wide_mask"]),
+        helper.make_node("Mul", ["words", "wide_mask"], ["masked"]),
+        helper.make_node("ReduceSum", ["masked", "length_axis"], ["sums"], keepdims=0),
+        helper.make_node("ReduceSum", ["wide_mask", "length_axis"], ["counts"], keepdims=0),
+        helper.make_node("Div", ["sums", "counts"], ["means"]),
+        helper.make_node("ReduceMean", ["means"], ["batch_mean"], axes=[0], keepdims=1),
+        helper.make_node("Add" if leaky else "Identity", ["means", "batch_mean"] if leaky else ["means"], ["logits"]),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "embedding_bag",
+        [
+            helper.make_tensor_value_info(name, TensorProto.INT64, ["batch", "length"])
+            for name in ("input_ids", "attention_mask")
+        ],
+        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", len(LABELS)])],
+        [
+            numpy_helper.from_array(table, "table"),
+            numpy_helper.from_array(np.array([-1]), "last"),
+            numpy_helper.from_array(np.array([1]), "length_axis"),
+        ],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+    onnx.checker.check_model(model)
+    onnx.save(model, path)
+
+
+@pytest.fixture(scope="session")
+def make_bundle(tmp_path_factory) -> Callable[..., Path]:
+    """make_bundle(batch_invariant=…, leaky=…, …) -> path of a new bundle."""
+
+    def make(
+        *,
+        batch_invariant: bool = True,
+        leaky: bool = False,
+        int8: bool = False,
+        temperature: float = 1.0,
+        labels: list[str] = LABELS,
+        **facts,
+    ) -> Path:
+        target = tmp_path_factory.mktemp("exports") / "run"
+        partial = start(target)
+        (partial / "onnx").mkdir()
+        write_onnx(partial / "onnx/model.onnx", leaky=leaky)
+        if int8:
+            write_onnx(partial / "onnx/model.int8.onnx", leaky=leaky, scale=0.5)
+        write_tokenizer(partial / "tokenizer.json")
+        write_json(partial / "labels.json", labels)
+        write_preprocessing(partial, TextPreprocess(12, ("input_ids", "attention_mask"), pad_token_id=0), temperature)
+        write_json(
+            partial / "report.json",
+            {"format": 1, "export": {"onnx": {"batch_invariant": True}, "int8": {"batch_invariant": False}}},
+        )
+        seal(partial, {"name": "tiny", "served": "onnx/model.onnx", "batch_invariant": batch_invariant} | facts)
+        publish(partial, target)
+        return target
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def bundle(make_bundle) -> Path:
+    return make_bundle()
+
+
+@pytest.fixture(scope="session")
+def reseal() -> Callable[[Path], None]:
+    """Seal an edited bundle again, as somebody would who makes one by hand."""
+
+    def again(path: Path) -> None:
+        manifest = json.loads((path / "manifest.json").read_text(encoding="utf-8"))
+        seal(path, {key: value for key, value in manifest.items() if key not in ("format", "files")})
+
+    return again
