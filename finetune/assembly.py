@@ -12,10 +12,10 @@ import numpy as np
 from finetune import bundle as files
 from finetune.data import Split, TextData
 from finetune.disk import sha256, write_json, writing
-from finetune.environment import command_line, describe_environment, git_commit, now, package_versions
+from finetune.environment import command_line, git_commit, now
 from finetune.errors import BundleError
-from finetune.hardware import cpu
 from finetune.model.backbone import TransferModel
+from finetune.model.quiet import quiet_transformers
 from finetune.preflight import Checked
 from finetune.preprocess import Encoded, TextPreprocess
 from finetune.recipe import Recipe, dump_recipe, recipe_hash
@@ -92,7 +92,7 @@ def write_model(
     folder: Path, model: TransferModel, tokenizer: Any, encoder_settings: TextPreprocess, labels: tuple[str, ...]
 ) -> None:
     """The torch form that AutoModel and AutoTokenizer load as it is, and the tokenizer that serving reads."""
-    with writing(folder):
+    with writing(folder), quiet_transformers():
         model.module.save_pretrained(folder / files.MODEL_FOLDER)  # type: ignore[operator]
         tokenizer.save_pretrained(folder / files.MODEL_FOLDER)
         shutil.copyfile(folder / files.MODEL_FOLDER / "tokenizer.json", folder / files.TOKENIZER)
@@ -100,34 +100,32 @@ def write_model(
     files.write_preprocessing(folder, encoder_settings, 1.0)
 
 
-def finish_bundle(
+def write_provenance(
     folder: Path, recipe: Recipe, report: Mapping[str, Any], upstream: Mapping[str, Mapping[str, str]]
 ) -> None:
-    """Card, report, licence texts and manifest: all that can be written again from report.json. BundleError if the card is invalid."""
+    """The resolved recipe, and the licence texts that go with the model."""
     with writing(folder):
         (folder / files.RECIPE).write_text(dump_recipe(recipe), "utf-8")
         (folder / files.LICENSE).write_text(bundle_license_text(report["license"], upstream), "utf-8")
         (folder / files.NOTICE).write_text(notice_text(report["license"], report, upstream), "utf-8")
-    write_json(folder / files.REPORT, report)
-    write_documents(folder, report)
-    files.seal(folder, manifest_facts(recipe, report))
 
 
-def write_documents(folder: Path, report: Mapping[str, Any]) -> None:
-    """The model card and the HTML report, both pure functions of the report."""
+def finish_bundle(folder: Path, recipe: Recipe, report: Mapping[str, Any]) -> None:
+    """report.json, the card and the HTML report, both pure functions of it, and the manifest; BundleError if the card is invalid."""
     card = render_card(report)
     wrong = validate_card(card)
     if wrong:
         raise BundleError(f"the model card is not valid: {wrong[0]}")
+    write_json(folder / files.REPORT, report)
     with writing(folder):
         (folder / files.CARD).write_text(card, "utf-8")
         (folder / files.REPORT_HTML).write_text(render_html(report), "utf-8")
+    files.seal(folder, manifest_facts(recipe, report))
 
 
 def manifest_facts(recipe: Recipe, report: Mapping[str, Any]) -> dict[str, object]:
     """What the manifest says beside the files' hashes."""
-    export, run = report["export"], report["run"]
-    machine = cpu()
+    export, run, environment = report["export"], report["run"], report["environment"]
     return {
         "name": recipe.name,
         "task": recipe.task,
@@ -137,8 +135,8 @@ def manifest_facts(recipe: Recipe, report: Mapping[str, Any]) -> dict[str, objec
         "recipe_hash": run["recipe_hash"],
         "data_fingerprint": run["data_fingerprint"],
         "seed": recipe.seed,
-        "packages": package_versions(),
-        "cpu": {"model": machine.model, "flags": list(machine.flags), "int8_target": export["cpu_target"]},
+        "packages": environment["packages"],
+        "cpu": {**environment["cpu"], "int8_target": export["cpu_target"]},
         "git_commit": run["git_commit"],
     }
 
@@ -146,11 +144,6 @@ def manifest_facts(recipe: Recipe, report: Mapping[str, Any]) -> dict[str, objec
 def collect_upstream(checked: Checked, folder: Path) -> dict[str, dict[str, str]]:
     """Licence and notice texts that came with the backbone and the data."""
     return {"backbone": upstream_texts(folder), "data": upstream_texts(checked.data.path)}
-
-
-def environment(device: str, processes: int) -> dict[str, object]:
-    """report["environment"]."""
-    return describe_environment(device, processes)
 
 
 def _describe_split(data: TextData, split: Split) -> dict[str, Any]:

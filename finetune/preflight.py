@@ -52,8 +52,7 @@ def preflight(recipe: Recipe, *, overwrite: bool = False) -> Checked:
     _require_packages(recipe)
     backbone = find_source(recipe.backbone.name, revision=recipe.backbone.revision, kind="model")
     check_model_files(backbone.name, backbone.files, allow_pickle=recipe.backbone.allow_pickle)
-    data = _data_source(recipe)
-    named = _named_splits(recipe, data)
+    data, named = find_data(recipe)
     license_report = judge_parts(recipe, backbone, data)
     require_allowed(license_report)
     inspection = inspect_text(recipe.data, data, named)
@@ -62,7 +61,7 @@ def preflight(recipe: Recipe, *, overwrite: bool = False) -> Checked:
         _check_length(recipe, backbone.path)
         require_space(workspace.bundle, _space_needed(backbone.path), f"run '{recipe.name}'")
     workspace.require_writable()
-    _check_metrics(recipe)
+    _check_metrics(recipe, inspection)
     return Checked(
         backbone, data, named, license_report, inspection, workspace, plan,
         steps=_steps(recipe, plan, inspection), notes=inspection.notes,
@@ -88,6 +87,15 @@ def judge_parts(recipe: Recipe, backbone: Source, data: Source) -> Mapping[str, 
     return judge(parts, recipe.license.use, recipe.license.reviewed)
 
 
+def find_data(recipe: Recipe) -> tuple[Source, dict[str, Source | str]]:
+    """The data source, and the source or hub split name of every split that the user named."""
+    try:
+        data = find_source(recipe.data.source, kind="dataset")
+    except SourceError as error:
+        raise SourceError(f"data.source: {error}") from error
+    return data, _named_splits(recipe, data)
+
+
 def _require_packages(recipe: Recipe) -> None:
     """Refuse options whose package is not installed, naming the extra that brings it."""
     needs = {
@@ -99,13 +107,6 @@ def _require_packages(recipe: Recipe) -> None:
             raise RecipeError(
                 f"{key}: the package {package} is not installed; run pip install 'finetune-recipes[{package}]'"
             )
-
-
-def _data_source(recipe: Recipe) -> Source:
-    try:
-        return find_source(recipe.data.source, revision=None, kind="dataset")
-    except SourceError as error:
-        raise SourceError(f"data.source: {error}") from error
 
 
 def _named_splits(recipe: Recipe, data: Source) -> dict[str, Source | str]:
@@ -163,9 +164,9 @@ def _space_needed(folder: Path) -> int:
     return int(weights * (BUNDLE_SIZES + CHECKPOINT_SIZES))
 
 
-def _check_metrics(recipe: Recipe) -> None:
+def _check_metrics(recipe: Recipe, inspection: Inspection) -> None:
     names = [name for name in recipe.evaluation.metrics if name.startswith("evaluate:")]
     if names:
         from finetune.evaluation.metrics import check_metrics
 
-        check_metrics(names)
+        check_metrics(names, classes=len(inspection.labels) if inspection.labels else 2)

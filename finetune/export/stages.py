@@ -23,7 +23,7 @@ from finetune.export.bnb import measure_bitsandbytes, require_bitsandbytes
 from finetune.export.choose import BATCH, Form, Limits, Yardstick, open_form, try_candidates
 from finetune.export.onnx import OPSET, evaluating, export_onnx
 from finetune.export.parity import Batch, Logits, Predict, check_shapes, compare_logits, predict_rows, shape_examples
-from finetune.export.verdict import candidate_row, decide, gate, int8_section
+from finetune.export.verdict import candidate_row, change, decide, gate, int8_section
 from finetune.hardware import cpu, int8_target
 from finetune.preprocess import Encoded, TextEncoder
 
@@ -184,7 +184,7 @@ def _compare_fp32(
             max_drop,
             drop,
             drop <= max_drop,
-            f"{metric} of fp32 ONNX is {drop:.4f} below torch's (limit {max_drop:g})",
+            f"{metric} {change(drop)} from torch to fp32 ONNX (it may fall by {max_drop:g})",
         ),
     ]
     return {**compared, "shapes_max_abs_diff": worst_shape}, gates

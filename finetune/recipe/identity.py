@@ -82,7 +82,9 @@ class _Dumper(yaml.SafeDumper):
         return True
 
     def represent_text(self, text: str) -> yaml.ScalarNode:
-        return self.represent_scalar("tag:yaml.org,2002:str", text, style=None if _is_text(text) else '"')
+        # Line breaks other than \n would be read back as \n unless they are written as escapes.
+        plain = text.isprintable() and _is_text(text)
+        return self.represent_scalar("tag:yaml.org,2002:str", text, style=None if plain else '"')
 
 
 _Dumper.add_representer(str, _Dumper.represent_text)

@@ -27,6 +27,13 @@ from finetune.recipe.strict_yaml import (
 )
 from finetune.recipe.types import Recipe
 
+# What a recipe says about a source holds for that source only: an override of the key on the left takes these away, so
+# that the licence asserted for one model, say, never covers another.
+BOUND_TO_SOURCE: dict[KeyPath, tuple[KeyPath, ...]] = {
+    ("backbone", "name"): (("backbone", "revision"), ("license", "backbone"), ("card", "base_model")),
+    ("data", "source"): (("data", "config"), ("license", "data"), ("card", "dataset_name")),
+}
+
 _SEGMENT = re.compile(r"(?P<key>[^\[\]]+)(?P<indices>(\[[0-9]{1,6}\])*)")
 
 
@@ -50,19 +57,39 @@ def load_recipe(path: str | Path, overrides: Sequence[str] | Mapping[str, object
     """Read a recipe file, apply overrides, and validate the whole.
 
     Overrides are `train.batch_size=16` strings, or a mapping of dotted keys to values; they are applied in order before
-    validation. Relative paths inside a recipe are left as written. RecipeError names the first problem in file order,
+    validation. Overriding `backbone.name` or `data.source` with another one drops what the file says about the one that
+    it replaces: revision, licence assertion, names for the card. Relative paths inside a recipe are left as written. RecipeError names the first problem in file order,
     and how many more there are.
     """
     document = read_document(Path(path))
     data = document.data
     places = {key: _Place(0, line, f"{path}:{line}") for key, line in document.lines.items()}
-    for number, override in enumerate(_read_overrides(overrides), start=1):
+    read = _read_overrides(overrides)
+    _drop_stale(read, data)
+    for number, override in enumerate(read, start=1):
         _apply(override, data, places, _Place(number, 0, override.words))
     try:
         # JSON mode: strict about types, yet a YAML list may become a tuple.
         return Recipe.model_validate_json(json.dumps(data, allow_nan=False))
     except ValidationError as error:
         raise RecipeError(_first(problems(error.errors(include_url=False), data), places)) from error
+
+
+def _drop_stale(overrides: Sequence[_Override], data: dict[str, Any]) -> None:
+    """Remove what the file says about a source that an override replaces."""
+    for override in overrides:
+        section, key = override.path[0], override.path[-1]
+        before = data.get(str(section))
+        if (
+            override.path not in BOUND_TO_SOURCE
+            or not isinstance(before, dict)
+            or before.get(str(key)) == override.value
+        ):
+            continue
+        for owner, name in BOUND_TO_SOURCE[override.path]:
+            bound = data.get(str(owner))
+            if isinstance(bound, dict):
+                bound.pop(str(name), None)
 
 
 def parse_overrides(overrides: Sequence[str] | Mapping[str, object]) -> dict[str, object]:

@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 
 Positive = Annotated[float, Field(gt=0)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
+Share = Annotated[float, Field(gt=0, lt=1)]
 Count = Annotated[int, Field(ge=1)]
 Schedule = Literal["slanted_triangular", "one_cycle", "cosine", "linear", "constant"]
 
@@ -52,11 +53,11 @@ class HeadSettings(Settings):
 class SplitSettings(Settings):
     """Where training, validation and test rows come from: shares of one table, or tables that the user names."""
 
-    train: float | str = 0.8
+    train: Share | str = 0.8
     """Share of the rows, or a file, folder or hub split name holding the training rows."""
-    validation: float | str = 0.1
+    validation: Share | str = 0.1
     """Share of the rows (of the training rows if `train` is named), or a file, folder or split name."""
-    test: float | str = 0.1
+    test: Share | str = 0.1
     """Share of the rows (of the training rows if `train` is named), or a file, folder or split name."""
     stratify: bool = True
     """Keep the share of each label alike in every split."""
@@ -64,8 +65,6 @@ class SplitSettings(Settings):
     @model_validator(mode="after")
     def _shares_fit(self) -> SplitSettings:
         shares = [v for v in (self.train, self.validation, self.test) if isinstance(v, float | int)]
-        if any(not 0 < v < 1 for v in shares):
-            raise ValueError("each share must lie between 0 and 1")
         if len(shares) == 3 and abs(sum(shares) - 1) > 1e-6:
             raise ValueError(f"the shares add up to {sum(shares):g}, not 1")
         if len(shares) < 3 and sum(shares) > 1 + 1e-6:
@@ -107,7 +106,7 @@ class DataSettings(Settings):
     """Column with the text to classify."""
     label_column: str = "label"
     """Column with the label, a string or an integer."""
-    labels: tuple[str, ...] | None = None
+    labels: tuple[str, ...] | None = Field(default=None, min_length=2)
     """Label names in index order; found in the data, sorted, when absent."""
     encoding: str = "utf-8"
     """Encoding of text, CSV and TSV files; several, separated by commas, are tried in turn on each file."""
@@ -370,8 +369,11 @@ class Recipe(Settings):
             raise ValueError(
                 "train.weight_decay: L2-SP takes the place of weight decay; remove it or set transfer.l2sp.coupling to off"
             )
-        if self.transfer.l2sp.coupling == "decoupled" and self.transfer.learning_rate * self.transfer.l2sp.alpha >= 1:
+        rates = [self.transfer.learning_rate, self.transfer.head_learning_rate or 0.0]
+        rates += [phase.learning_rate or 0.0 for phase in self.transfer.phases or ()]
+        strength = max(self.transfer.l2sp.alpha, self.transfer.l2sp.beta)
+        if self.transfer.l2sp.coupling == "decoupled" and max(rates) * strength >= 1:
             raise ValueError(
-                "transfer.l2sp.alpha: learning_rate · alpha must stay below 1, or each step would jump past the pretrained weights"
+                "transfer.l2sp: learning rate · alpha (or beta) must stay below 1, or each step would jump past the pretrained weights"
             )
         return self

@@ -54,6 +54,13 @@ def test_a_label_that_training_never_saw_has_a_finite_loss_and_no_right_answer()
     json.dumps(result, allow_nan=False)
 
 
+def test_a_probability_that_underflows_to_zero_does_not_stop_a_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    certain = np.array([[0.0, -np.inf]])
+    monkeypatch.setattr("finetune.evaluation.baselines._logistic_regression", lambda *_: (np.array([0, 1]), certain))
+    result = tfidf_baseline(["a b", "c d"], np.array([0, 1]), ["a b"], np.array([1]), METRICS, seed=0)
+    assert result["loss"] == pytest.approx(30)
+
+
 @pytest.mark.parametrize("texts", [["", "  ", "!?", "…"], ["一", "二", "一", "三"], ["a", "b", "a", "c"]])
 def test_texts_without_words_or_with_one_letter_words_do_not_stop_a_run(texts: list[str]) -> None:
     with warnings.catch_warnings():

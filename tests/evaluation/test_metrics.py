@@ -11,7 +11,7 @@ from sklearn import metrics as sk
 
 from finetune.errors import DataError, RecipeError, TrainingError
 from finetune.evaluation import check_metrics, evaluate_classification, higher_is_better, score
-from finetune.evaluation.intervals import Counts, resample_confusion, resample_means, wilson
+from finetune.evaluation.intervals import Counts, percentiles, resample_confusion, resample_means, wilson
 from finetune.evaluation.metrics import COUNT_METRICS
 from finetune.recipe.types import BUILTIN_METRICS
 
@@ -156,6 +156,13 @@ def test_every_value_lies_in_its_interval_and_the_result_is_strict_json(
     )
     json.dumps(result, allow_nan=False)
     assert all(result[m]["low"] <= result[m]["value"] <= result[m]["high"] for m in BUILTIN_METRICS)
+
+
+def test_a_bootstrap_interval_is_widened_to_a_value_outside_it() -> None:
+    samples = np.linspace(0.2, 0.6, 101)
+    assert percentiles(0.9, samples, 0.5) == pytest.approx((0.3, 0.9))
+    assert percentiles(0.1, samples, 0.5) == pytest.approx((0.1, 0.5))
+    assert percentiles(0.4, samples, 0.5) == pytest.approx((0.3, 0.5))
 
 
 def test_a_wider_confidence_gives_a_wider_interval() -> None:

@@ -30,6 +30,13 @@ AWKWARD_TEXTS = st.sampled_from(
         "#",
         "- x",
         "é🙂",
+        "a\nb",
+        "\x85",
+        "\u2028",
+        "\t",
+        "\r\n",
+        "\ufeff",
+        "\x7f",
     ]
 )
 ANY_TEXT = TEXTS | AWKWARD_TEXTS

@@ -148,12 +148,12 @@ MISTAKES = {
     "share in per cent": (
         "    train: 0.8",
         "    train: 80",
-        ":8: data.splits: each share must lie between 0 and 1",
+        ":9: data.splits.train: must be below 1, found 80",
     ),
     "list for a share": (
         "    train: 0.8",
         "    train: [a.csv]",
-        ":9: data.splits.train: expected a number or text, found a list",
+        ":9: data.splits.train: expected a number greater than 0 and below 1 or text, found a list",
     ),
     "unfreeze and phases": (
         "  learning_rate: 2e-4",

@@ -1,0 +1,52 @@
+"""One tiny classifier, its tokenizer and its exported file, shared by all export tests: an export takes seconds."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tiny_encoders import MAX_LENGTH, WORDS, Setting, build
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+
+from finetune.export.onnx import evaluating, export_onnx
+from finetune.export.parity import predict_rows
+from finetune.export.stages import torch_predict
+from finetune.preprocess import Encoded, TextEncoder, TextPreprocess
+
+
+@pytest.fixture(scope="session")
+def tokenizer_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    vocabulary = {word: index for index, word in enumerate(["[PAD]", "[CLS]", "[SEP]", "[UNK]", *WORDS])}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 1), ("[SEP]", 2)]
+    )
+    path = tmp_path_factory.mktemp("tokenizer") / "tokenizer.json"
+    tokenizer.save(str(path))
+    return path
+
+
+@pytest.fixture(scope="session")
+def encoder(tokenizer_file: Path) -> TextEncoder:
+    return TextEncoder(tokenizer_file, TextPreprocess(MAX_LENGTH, ("input_ids", "attention_mask"), pad_token_id=0))
+
+
+@pytest.fixture(scope="session")
+def rows(encoder: TextEncoder) -> list[Encoded]:
+    generator = np.random.default_rng(0)
+    lengths = generator.integers(0, 40, size=60)
+    return encoder.encode([" ".join(generator.choice(WORDS, size=length)) for length in lengths])
+
+
+@pytest.fixture(scope="session")
+def setting(encoder: TextEncoder, rows: list[Encoded], tmp_path_factory: pytest.TempPathFactory) -> Setting:
+    folder = tmp_path_factory.mktemp("bert")
+    model = build("bert")
+    model.save_pretrained(folder / "model")  # type: ignore[operator]
+    with evaluating(model):
+        logits = predict_rows(torch_predict(model), encoder, rows, 16)
+    path = folder / "onnx" / "model.onnx"
+    export_onnx(model, encoder.collate(rows[:2]), path, max_length=MAX_LENGTH)
+    return Setting(model, folder / "model", encoder, rows, logits.argmax(axis=1), logits, path)
