@@ -18,7 +18,16 @@ from rich.progress import (
 from rich.table import Table
 
 from finetune.result import Report
-from finetune.train.events import EpochEnded, Event, Notice, PhaseStarted, StageEnded, StageStarted, StepEnded
+from finetune.train.events import (
+    EpochEnded,
+    Event,
+    Notice,
+    PhaseStarted,
+    StageEnded,
+    StageStarted,
+    StepEnded,
+    TrainingResumed,
+)
 
 
 class Console:
@@ -55,6 +64,8 @@ class Console:
             case StageEnded(_, seconds, summary):
                 self._close_bar()
                 self._console.print(f"  {summary + ', ' if summary else ''}{seconds:.1f} s", style="dim", markup=False)
+            case TrainingResumed(step):
+                self._console.print(f"  resumes after step {step}", markup=False)
             case PhaseStarted():
                 self._console.print(
                     f"  phase {event.phase + 1} of {event.phases}, {event.name}: trains {_ranges(event.trainable)}",

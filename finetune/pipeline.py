@@ -21,7 +21,7 @@ from finetune.startup import Setup, set_up
 from finetune.tasks import TASKS
 from finetune.train.checkpoint import CheckpointFolder
 from finetune.train.device import deterministic, make_accelerator
-from finetune.train.events import Callback, EpochEnded, Event, Notice
+from finetune.train.events import Callback, EpochEnded, Event, Notice, TrainingResumed
 from finetune.train.job import Job, Result, Rows
 from finetune.train.loop import fit
 from finetune.transfer.plan import build_plan
@@ -127,6 +127,9 @@ def _with_logs(recipe: Recipe, history: Path, events: Path, tell: Callback) -> C
         board = TensorBoardLog(events)
 
     def log(event: Event) -> None:
+        if isinstance(event, TrainingResumed):
+            # A run that was killed may have logged an epoch that its last checkpoint does not hold.
+            history.write_text("".join(json.dumps(record, allow_nan=False) + "\n" for record in event.history), "utf-8")
         if isinstance(event, EpochEnded):
             with history.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(event.record, allow_nan=False) + "\n")

@@ -8,26 +8,50 @@ from __future__ import annotations
 
 import importlib.metadata
 import importlib.util
-import json
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
+from fnmatch import fnmatch
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal, TypeVar
 
 from finetune.errors import SourceError
+from finetune.model_files import (
+    MODEL_FILES,
+    PICKLE_FILES,
+    check_model_files,
+    first_line,
+    has_pickle,
+    has_safetensors,
+    read_json_object,
+    refuse_unsafe_config,
+    wants_code,
+)
 
-MODEL_FILES = ("*.json", "*.safetensors", "*.txt", "*.model", "README.md", "LICENSE*")
-PICKLE_FILES = ("pytorch_model.bin", "pytorch_model-*.bin")
+__all__ = [
+    "Kind",
+    "Source",
+    "check_model_files",
+    "find_source",
+    "hub_card_metadata",
+    "local_model",
+    "read_card_metadata",
+]
+
+# Only top-level files of a hub model are downloaded: no second copy of the weights in another format.
+_SUBFOLDERS = "*/*"
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
+_HUB_ID_LENGTH = 96
 _DATA_SUFFIXES = {".csv", ".tsv", ".jsonl", ".json", ".parquet", ".txt"}
 _HUB_TIMEOUT_S = 10.0
+_CARD_DEPTH = 50
 T = TypeVar("T")
+Kind = Literal["model", "dataset"]
 
 
 @dataclass(frozen=True)
 class Source:
-    """A found model or data set. `path` is None only while it lives on the hub alone; `files` are its top-level names."""
+    """A found model or data set. `path` is None only while it lives on the hub alone; `files` are its file names."""
 
     name: str
     kind: Literal["package", "folder", "file", "hub"]
@@ -37,24 +61,28 @@ class Source:
     files: tuple[str, ...] = ()
 
 
-def find_source(name: str, *, revision: str | None = None, kind: Literal["model", "dataset"]) -> Source:
-    """Find a source without loading it; SourceError names what is missing and how to get it."""
-    if name.startswith("package:"):
-        return _in_package(name)
-    path = Path(name).expanduser()
-    if path.exists():
-        if kind == "model" and not path.is_dir():
+def find_source(name: str, *, revision: str | None = None, kind: Kind) -> Source:
+    """Find a source without loading it; SourceError names what is missing, or unsafe, and how to mend it."""
+    if not name.strip() or "\0" in name:
+        raise SourceError(f"{name!r} names nothing; give a folder, package:NAME/path, or a hub id such as owner/name")
+    path = None if name.startswith("package:") else _existing(name)
+    if path is None and not name.startswith("package:"):
+        return _on_hub(name, *_hub_id(name, revision, kind), kind)
+    if revision is not None:
+        raise SourceError(
+            f"'{name}' is on this machine, where revision '{revision}' means nothing; remove the revision"
+        )
+    if path is None:
+        source = _in_package(name)
+    else:
+        source = Source(name, "folder" if path.is_dir() else "file", path.resolve(), files=_names(path))
+    if kind == "model" and source.path is not None:
+        if not source.path.is_dir():
             raise SourceError(
                 f"backbone '{name}' is a file; give the folder that holds config.json and model.safetensors"
             )
-        return Source(name, "folder" if path.is_dir() else "file", path.resolve(), files=_names(path))
-    hub_name, _, at = name.partition("@")
-    if name.startswith((".", "/", "~")) or path.suffix.lower() in _DATA_SUFFIXES or not _HUB_ID.fullmatch(hub_name):
-        what = "backbone" if kind == "model" else "data source"
-        raise SourceError(f"{what} '{name}': no such file or folder, and it is not a hub id such as owner/name")
-    if at and revision and at != revision:
-        raise SourceError(f"'{name}' and revision '{revision}' disagree; give the revision once")
-    return _on_hub(name, hub_name, at or revision, kind)
+        refuse_unsafe_config(name, source.path)
+    return source
 
 
 def local_model(source: Source, *, allow_pickle: bool) -> Path:
@@ -63,45 +91,23 @@ def local_model(source: Source, *, allow_pickle: bool) -> Path:
     if path is None:
         from huggingface_hub import snapshot_download
 
-        patterns = [*MODEL_FILES, *(PICKLE_FILES if allow_pickle else ())]
+        wanted = [*MODEL_FILES, *(PICKLE_FILES if allow_pickle else ())]
         hub_name = source.name.partition("@")[0]
         path = Path(
             _ask_hub(
-                source.name, lambda: snapshot_download(hub_name, revision=source.revision, allow_patterns=patterns)
+                source.name,
+                lambda: snapshot_download(
+                    hub_name, revision=source.revision, allow_patterns=wanted, ignore_patterns=_SUBFOLDERS
+                ),
             )
         )
     check_model_files(source.name, _names(path), allow_pickle=allow_pickle)
-    config = json.loads((path / "config.json").read_text("utf-8"))
-    if "auto_map" in config:
-        raise SourceError(
-            f"backbone '{source.name}' wants to run code of its own (auto_map in config.json); finetune never runs it, choose another backbone"
-        )
+    refuse_unsafe_config(source.name, path)
     return path
 
 
-def check_model_files(name: str, files: Iterable[str], *, allow_pickle: bool) -> None:
-    """Refuse a model folder that cannot be loaded safely, by its file names alone."""
-    names = set(files)
-    if "config.json" not in names:
-        raise SourceError(f"backbone '{name}' has no config.json, so it is not a transformers model folder")
-    code = sorted(n for n in names if n.endswith(".py") and n != "__init__.py")
-    if code:
-        raise SourceError(
-            f"backbone '{name}' brings code of its own ({code[0]}); finetune never runs it, choose another backbone"
-        )
-    if any(n.endswith(".safetensors") for n in names):
-        return
-    if not any(PurePosixPath(n).match(p) for n in names for p in PICKLE_FILES):
-        raise SourceError(f"backbone '{name}' holds no weights (model.safetensors)")
-    if not allow_pickle:
-        raise SourceError(
-            f"backbone '{name}' has its weights only as a pickle, which can run code when it is opened; "
-            "choose a revision with safetensors, or set backbone.allow_pickle to convert it in a process of its own"
-        )
-
-
 def read_card_metadata(path: Path | None) -> dict[str, object]:
-    """The YAML front matter of `path`/README.md; empty when there is none."""
+    """The YAML front matter of `path`/README.md; empty when there is none. SourceError when it is no valid YAML."""
     if path is None:
         return {}
     card = (path if path.is_dir() else path.parent) / "README.md"
@@ -112,34 +118,51 @@ def read_card_metadata(path: Path | None) -> dict[str, object]:
         return {}
     import yaml
 
+    # Model cards with benchmark results are long; the parser in C is tens of times faster.
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
     try:
-        data = yaml.safe_load(match.group(1))
-    except yaml.YAMLError as error:
+        depth = 0
+        for event in yaml.parse(match.group(1), Loader=loader):
+            depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+            # Aliases of aliases expand to gigabytes when printed; deep nesting overflows the loader's stack.
+            if isinstance(event, yaml.AliasEvent) or depth > _CARD_DEPTH:
+                raise SourceError(
+                    f"{card}: its metadata block has aliases or is nested too deep; write plain values or remove it"
+                )
+        data = yaml.load(match.group(1), Loader=loader)  # a safe loader
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: a date such as 2024-13-01
         raise SourceError(
-            f"{card}: its metadata block is not valid YAML; mend it or assert the licence in the recipe"
+            f"{card}: its metadata block is not valid YAML ({first_line(error)}); mend or remove it"
         ) from error
     return {str(k): v for k, v in data.items()} if isinstance(data, dict) else {}
 
 
-def hub_card_metadata(source: Source, kind: Literal["model", "dataset"]) -> dict[str, object]:
+def hub_card_metadata(source: Source, kind: Kind) -> dict[str, object]:
     """The hub's card metadata of a source that has no local path."""
-    from huggingface_hub import HfApi
-
-    hub_name = source.name.partition("@")[0]
-    api = HfApi()
-    ask = api.model_info if kind == "model" else api.dataset_info
-    info: Any = _ask_hub(source.name, lambda: ask(hub_name, revision=source.revision, timeout=_HUB_TIMEOUT_S))
+    info = _hub_info(source.name, source.name.partition("@")[0], source.revision, kind)
     return dict(info.card_data.to_dict()) if info.card_data else {}
+
+
+def _existing(name: str) -> Path | None:
+    try:
+        path = Path(name).expanduser()
+        return path if path.exists() else None
+    except (OSError, RuntimeError):  # too long a name, the home folder of nobody
+        return None
 
 
 def _in_package(name: str) -> Source:
     package, _, inside = name.removeprefix("package:").partition("/")
     module = package.replace("-", "_")
-    spec = importlib.util.find_spec(module) if module.isidentifier() else None
-    if spec is None or not spec.submodule_search_locations:
-        raise SourceError(
-            f"'{name}': the package {package} is not installed; run pip install {package.replace('_', '-')}"
-        )
+    try:
+        spec = importlib.util.find_spec(module) if module.isidentifier() else None
+    except ValueError:  # a module without a spec, such as __main__
+        spec = None
+    if spec is None:
+        dist = package.replace("_", "-")
+        raise SourceError(f"'{name}': the package {package} is not installed; run pip install {dist}")
+    if not spec.submodule_search_locations:
+        raise SourceError(f"'{name}': {package} is a single module, so there are no files inside it")
     root = Path(next(iter(spec.submodule_search_locations))).resolve()
     path = (root / inside).resolve()
     if not path.is_relative_to(root):
@@ -150,50 +173,92 @@ def _in_package(name: str) -> Source:
 
 
 def _names(path: Path) -> tuple[str, ...]:
-    return tuple(sorted(p.name for p in path.iterdir())) if path.is_dir() else (path.name,)
+    try:
+        return tuple(sorted(p.name for p in path.iterdir())) if path.is_dir() else (path.name,)
+    except OSError as error:
+        raise SourceError(f"{path}: cannot be read ({error.strerror}); check its permissions") from error
 
 
 def _distribution(module: str) -> str:
+    """The distribution that a module came with, and its version: `scikit-learn 1.7.0` for sklearn."""
     try:
         return f"{module.replace('_', '-')} {importlib.metadata.version(module)}"
     except importlib.metadata.PackageNotFoundError:
-        names = importlib.metadata.packages_distributions().get(module, [module])
-        return names[0]
+        name = importlib.metadata.packages_distributions().get(module, [None])[0]
+        return f"{name} {importlib.metadata.version(name)}" if name else module
 
 
-def _on_hub(name: str, hub_name: str, revision: str | None, kind: Literal["model", "dataset"]) -> Source:
-    from huggingface_hub import HfApi, snapshot_download
+def _hub_id(name: str, revision: str | None, kind: Kind) -> tuple[str, str | None]:
+    """Hub id and revision of a name such as owner/name@revision."""
+    hub_name, _, at = name.partition("@")
+    is_path = name.startswith((".", "/", "~")) or PurePosixPath(name).suffix.lower() in _DATA_SUFFIXES
+    if is_path or not _HUB_ID.fullmatch(hub_name) or len(hub_name) > _HUB_ID_LENGTH:
+        what = "backbone" if kind == "model" else "data source"
+        raise SourceError(f"{what} '{name[:200]}': no such file or folder, and it is not a hub id such as owner/name")
+    if at and revision and at != revision:
+        raise SourceError(f"'{name}' and revision '{revision}' disagree; give the revision once")
+    return hub_name, at or revision
 
-    if kind == "model" and (
-        cached := _cached(lambda: snapshot_download(hub_name, revision=revision, local_files_only=True))
-    ):
-        return Source(name, "hub", cached, revision=cached.name, files=_names(cached))
+
+def _on_hub(name: str, hub_name: str, revision: str | None, kind: Kind) -> Source:
+    cached, whole = _cached(hub_name, revision) if kind == "model" else (None, False)
+    if cached is None or not whole:
+        try:
+            info = _hub_info(name, hub_name, revision, kind)
+        except SourceError:
+            if cached is None:
+                raise
+        else:
+            if kind == "model" and (info.config or {}).get("auto_map"):
+                raise wants_code(name, "config.json")
+            return Source(name, "hub", None, revision=info.sha, files=tuple(f.rfilename for f in info.siblings or ()))
+    refuse_unsafe_config(name, cached)
+    return Source(name, "hub", cached, revision=cached.name, files=_names(cached))
+
+
+def _hub_info(name: str, hub_name: str, revision: str | None, kind: Kind) -> Any:
+    from huggingface_hub import HfApi
+
     api = HfApi()
     ask = api.model_info if kind == "model" else api.dataset_info
-    info: Any = _ask_hub(name, lambda: ask(hub_name, revision=revision, timeout=_HUB_TIMEOUT_S))
-    return Source(name, "hub", None, revision=info.sha, files=tuple(f.rfilename for f in info.siblings or ()))
+    return _ask_hub(name, lambda: ask(hub_name, revision=revision, timeout=_HUB_TIMEOUT_S))
 
 
-def _cached(snapshot: Callable[[], str]) -> Path | None:
-    """A complete snapshot in the local hub cache; None when the cache does not hold the model's weights."""
+def _cached(hub_name: str, revision: str | None) -> tuple[Path | None, bool]:
+    """A snapshot in the local hub cache that has a model's weights, and whether all its files are there.
+
+    Another program may have fetched the weights without the tokenizer or the card: not whole, but better than nothing
+    when the hub cannot be reached.
+    """
+    from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 
+    whole = True
     try:
-        path = Path(snapshot())
-    except (LocalEntryNotFoundError, HFValidationError):
-        return None
-    weights = any(path.glob("*.safetensors")) or any(path.glob("pytorch_model*.bin"))
-    return path if weights and (path / "config.json").exists() else None
+        found: str | None = snapshot_download(
+            hub_name, revision=revision, allow_patterns=list(MODEL_FILES), ignore_patterns=_SUBFOLDERS,
+            local_files_only=True,
+        )  # fmt: skip
+    except LocalEntryNotFoundError as error:
+        whole, found = False, getattr(error, "snapshot_path", None)
+    except HFValidationError:
+        found = None
+    if found is None:
+        return None, False
+    path = Path(found)
+    names = _names(path)
+    index = path / "model.safetensors.index.json"
+    shards = set(read_json_object(index).get("weight_map", {}).values()) if index.is_file() else set()
+    if "config.json" not in names or not (has_safetensors(names) or has_pickle(names)) or shards - set(names):
+        return None, False
+    tokenizer = any(fnmatch(n, p) for n in names for p in ("tokenizer.json", "vocab.*", "*.model"))
+    return path, whole and tokenizer and "README.md" in names
 
 
 def _ask_hub(name: str, call: Callable[[], T]) -> T:
-    """Run a hub call and turn its many failures into one sentence each.
-
-    The base class of HfHubHTTPError is the HTTP library's own error, whichever library this hub client uses.
-    """
+    """Run a hub call and turn its many failures into one sentence each."""
     from huggingface_hub import errors as hub
 
-    failures: tuple[type[BaseException], ...] = (*hub.HfHubHTTPError.__bases__, OSError)
     try:
         return call()
     except hub.GatedRepoError as error:
@@ -206,10 +271,11 @@ def _ask_hub(name: str, call: Callable[[], T]) -> T:
         ) from error
     except (hub.OfflineModeIsEnabled, hub.LocalEntryNotFoundError) as error:
         raise SourceError(
-            f"'{name}' is not in the local cache and the hub is not reachable; go online or give a local folder"
+            f"'{name}': no such local path, not in the local cache, and the hub is not reachable; go online or give a local folder"
         ) from error
-    except failures as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+    except hub.HFValidationError as error:
+        raise SourceError(f"'{name}': no such local path, and not a valid hub id ({first_line(error)})") from error
+    except Exception as error:  # the hub client, its HTTP library and its download engine share no base class
         raise SourceError(
-            f"'{name}' cannot be had from the hub ({reason}); check the network or give a local folder"
+            f"'{name}' cannot be had from the hub ({first_line(error)}); check the network or give a local folder"
         ) from error

@@ -6,14 +6,16 @@ from collections.abc import Sequence
 
 import numpy as np
 
-# Rows shuffled together before they are sorted by length: enough for little padding, few enough to keep the order random.
+# Batches whose rows are sorted by length together: enough for little padding, few enough to keep the order random. Of a
+# small data set at least this many buckets are made, or each epoch would put the same rows into one batch.
 BATCHES_PER_BUCKET = 16
+LEAST_BUCKETS = 4
 
 
 def epoch_steps(
     lengths: Sequence[int], batch_size: int, *, seed: int, phase: int, epoch: int, bucket: bool
 ) -> list[list[int]]:
-    """Row indices of every optimizer step of one epoch; each row exactly once, the last step possibly short.
+    """Row indices of every optimizer step of one epoch; each row exactly once, one step possibly short.
 
     lengths: tokens per row. With `bucket`, rows are shuffled, cut into buckets of some batches, sorted by length within
     a bucket, and the batches shuffled again, so that batches are alike in length and their order is still random.
@@ -22,7 +24,8 @@ def epoch_steps(
     order = rng.permutation(len(lengths))
     if not bucket:
         return [order[i : i + batch_size].tolist() for i in range(0, len(order), batch_size)]
-    size = batch_size * BATCHES_PER_BUCKET
+    batches = -(-len(order) // batch_size)
+    size = batch_size * max(1, min(BATCHES_PER_BUCKET, batches // LEAST_BUCKETS))
     of_row = np.asarray(lengths)
     buckets = [order[i : i + size] for i in range(0, len(order), size)]
     by_length = [rows[np.argsort(of_row[rows], kind="stable")] for rows in buckets]

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import os
+import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from finetune.disk import read_json, require_space, sha256, sync, sync_tree, write_json, writing
-from finetune.errors import RecipeError, TrainingError
+from finetune.disk import read_json, reading, require_space, sha256, sync, sync_tree, write_json, writing
+from finetune.errors import BundleError, RecipeError, TrainingError
 
-KEEP = 1
+FORMAT = 1
+PROGRESS, MANIFEST = "progress.json", "manifest.json"
+PARTS = ("model", "optimizer", "best")
+# Room for progress.json and the manifest beside the tensors, in bytes.
+SLACK = 4_000_000
 
 
 @dataclass(frozen=True)
@@ -21,7 +28,8 @@ class Progress:
     """Where training stands; the next step is number `cursor` of epoch `epoch` of phase `phase`, all counted from 0.
 
     best: metric, validation loss, phase and epoch of the best weights so far; waiting: epochs since then in this phase;
-    phase_start: fingerprint of the weights at the start of the phase; loss_sum and loss_rows: this epoch's so far.
+    phase_start: fingerprint of the weights at the start of the phase; losses: per process, the sum of this epoch's
+    losses so far and its denominator; epoch_seconds: training this epoch; phase_seconds: this phase, evaluation included.
     """
 
     phase: int = 0
@@ -30,8 +38,8 @@ class Progress:
     global_step: int = 0
     waiting: int = 0
     best: dict[str, float] | None = None
-    loss_sum: float = 0.0
-    loss_rows: float = 0.0
+    losses: list[list[float]] = field(default_factory=list)
+    epoch_seconds: float = 0.0
     phase_seconds: float = 0.0
     phase_steps: int = 0
     phase_start: dict[str, str] = field(default_factory=dict)
@@ -44,7 +52,11 @@ class Progress:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """Progress and the tensors that go with it; `best` holds the trainable weights of the best epoch of this phase."""
+    """Progress and the tensors that go with it.
+
+    model: what any phase trains, the rest being the backbone's own; optimizer: this phase's; best: what this phase
+    trains, as it was after the best epoch so far; scaler: state of the gradient scaler of fp16.
+    """
 
     progress: Progress
     model: Mapping[str, torch.Tensor]
@@ -52,78 +64,143 @@ class Checkpoint:
     best: Mapping[str, torch.Tensor]
     scaler: Mapping[str, float] = field(default_factory=dict)
 
+    @property
+    def tensors(self) -> dict[str, Mapping[str, torch.Tensor]]:
+        return dict(zip(PARTS, (self.model, self.optimizer, self.best), strict=True))
+
 
 class CheckpointFolder:
-    """The checkpoints of one run. `key` names what they depend on; another recipe's or other data's are refused."""
+    """The checkpoints of one run. `key` names what they depend on; those of another recipe or other data are refused."""
 
     def __init__(self, folder: Path, key: Mapping[str, object]) -> None:
         self.folder = folder
         self.key = dict(key)
 
-    def save(self, checkpoint: Checkpoint) -> Path:
-        """Write aside, sync, rename, and only then remove the one before."""
-        from safetensors.torch import save_file
+    def depending_on(self, **more: object) -> CheckpointFolder:
+        """The same folder under a key with further parts."""
+        return CheckpointFolder(self.folder, {**self.key, **more})
 
+    def save(self, checkpoint: Checkpoint) -> Path:
+        """Write aside, sync, rename, and only then remove the one before; BundleError when the disk refuses it.
+
+        Whatever fails, the checkpoint before stays whole and nothing half-written stays beside it.
+        """
         with writing(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
-        size = sum(t.numel() * t.element_size() for part in _tensors(checkpoint).values() for t in part.values())
-        require_space(self.folder, size, "a checkpoint")
-        number = max((int(p.name) for p in self._complete()), default=-1) + 1
-        aside = self.folder / f"{number:06d}.partial"
-        with writing(aside):
+            self._remove_all_but(self._complete()[-1:])
+        size = sum(t.numel() * t.element_size() for part in checkpoint.tensors.values() for t in part.values())
+        require_space(self.folder, size + SLACK, "a checkpoint")
+        number = max((int(path.name) for path in self._complete()), default=-1) + 1
+        final, aside = self.folder / f"{number:06d}", self.folder / f"{number:06d}.partial"
+        try:
+            self._write(aside, checkpoint)
+            with writing(self.folder):
+                aside.rename(final)
+                sync(self.folder)
+        except BaseException:
             shutil.rmtree(aside, ignore_errors=True)
-            aside.mkdir()
-            for name, tensors in _tensors(checkpoint).items():
-                save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, aside / f"{name}.safetensors")
-        write_json(aside / "progress.json", {**asdict(checkpoint.progress), "scaler": dict(checkpoint.scaler)})
-        files = {path.name: sha256(path) for path in sorted(aside.iterdir())}
-        write_json(aside / "manifest.json", {"format": 1, "key": self.key, "files": files})
-        final = self.folder / f"{number:06d}"
+            raise
         with writing(self.folder):
-            sync_tree(aside)
-            aside.rename(final)
-            sync(self.folder)
-            for old in self._complete()[:-KEEP]:
-                shutil.rmtree(old)
+            self._remove_all_but([final])
         return final
 
     def load(self) -> Checkpoint | None:
-        """The newest whole checkpoint; None when there is none.
+        """The checkpoint to go on from; None when there is none.
 
-        RecipeError when it belongs to another recipe, data set or number of processes.
+        RecipeError when it belongs to another recipe, data set, backbone or number of processes; TrainingError when its
+        bytes are not those that were written.
         """
         from safetensors.torch import load_file
 
-        for path in reversed(self._complete()):
-            manifest: Any = read_json(path / "manifest.json")
-            if any(sha256(path / name) != digest for name, digest in manifest["files"].items()):
-                raise TrainingError(
-                    f"checkpoint '{path}' was altered after it was written; remove that folder and run without --resume"
-                )
-            self._check_key(manifest["key"])
-            raw: Any = read_json(path / "progress.json")
-            scaler = raw.pop("scaler")
-            parts = {name: load_file(path / f"{name}.safetensors") for name in ("model", "optimizer", "best")}
-            return Checkpoint(Progress(**raw), scaler=scaler, **parts)
-        return None
+        complete = self._complete()
+        if not complete:
+            return None
+        path = complete[-1]
+        manifest = _read_manifest(path)
+        if manifest["format"] != FORMAT:
+            raise RecipeError(
+                f"--resume: the checkpoint in '{path}' was written by another version of finetune; start anew without --resume"
+            )
+        self._check_key(manifest["key"])
+        names = [f"{part}.safetensors" for part in PARTS]
+        with reading(path):
+            found = {name: sha256(path / name) for name in [PROGRESS, *names] if (path / name).is_file()}
+            if found != manifest["files"]:
+                raise _damaged(path)
+            tensors = {part: load_file(path / name) for part, name in zip(PARTS, names, strict=True)}
+        raw: Any = read_json(path / PROGRESS)
+        scaler = raw.pop("scaler")
+        return Checkpoint(Progress(**raw), scaler=scaler, **tensors)
 
     def clear(self) -> None:
         """Remove every checkpoint."""
-        shutil.rmtree(self.folder, ignore_errors=True)
+        if self.folder.is_dir():
+            with writing(self.folder):
+                shutil.rmtree(self.folder)
+
+    def _write(self, folder: Path, checkpoint: Checkpoint) -> None:
+        from safetensors.torch import save_file
+
+        with writing(folder), _system_errors():
+            folder.mkdir()
+            for name, tensors in checkpoint.tensors.items():
+                save_file(
+                    {k: v.detach().cpu().contiguous() for k, v in tensors.items()}, folder / f"{name}.safetensors"
+                )
+        write_json(folder / PROGRESS, {**asdict(checkpoint.progress), "scaler": dict(checkpoint.scaler)})
+        with writing(folder):
+            files = {path.name: sha256(path) for path in sorted(folder.iterdir())}
+        write_json(folder / MANIFEST, {"format": FORMAT, "key": self.key, "files": files})
+        with writing(folder):
+            sync_tree(folder)
 
     def _complete(self) -> list[Path]:
         if not self.folder.is_dir():
             return []
-        return sorted(p for p in self.folder.iterdir() if p.name.isdigit() and (p / "manifest.json").is_file())
+        return sorted(p for p in self.folder.iterdir() if p.name.isdigit() and (p / MANIFEST).is_file())
+
+    def _remove_all_but(self, kept: list[Path]) -> None:
+        """Remove older checkpoints, and what a killed process left half-written or half-removed."""
+        for path in self.folder.iterdir():
+            if path not in kept and path.name.removesuffix(".partial").isdigit():
+                # First the manifest: without it a half-removed folder is no checkpoint.
+                (path / MANIFEST).unlink(missing_ok=True)
+                shutil.rmtree(path)
 
     def _check_key(self, found: Mapping[str, object]) -> None:
         for name, value in self.key.items():
             if found.get(name) != value:
                 raise RecipeError(
-                    f"--resume: the checkpoint in '{self.folder}' was made with another {name.replace('_', ' ')}; "
+                    f"--resume: the {name.replace('_', ' ')} changed since the checkpoint in '{self.folder}' was written; "
                     "restore it, or start anew without --resume"
                 )
 
 
-def _tensors(checkpoint: Checkpoint) -> dict[str, Mapping[str, torch.Tensor]]:
-    return {"model": checkpoint.model, "optimizer": checkpoint.optimizer, "best": checkpoint.best}
+@contextmanager
+def _system_errors() -> Iterator[None]:
+    """Raise as OSError what safetensors, whose own error it is not, could not write."""
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except SafetensorError as error:
+        code = re.search(r"os error (\d+)", str(error))
+        number = int(code[1]) if code else 0
+        raise OSError(number, os.strerror(number) if code else str(error)) from error
+
+
+def _read_manifest(path: Path) -> dict[str, Any]:
+    """The manifest of a checkpoint, its keys checked; TrainingError when it is no manifest any more."""
+    try:
+        manifest: Any = read_json(path / MANIFEST)
+    except BundleError as error:
+        raise _damaged(path) from error
+    if not isinstance(manifest, dict) or not {"format", "key", "files"} <= manifest.keys():
+        raise _damaged(path)
+    return manifest
+
+
+def _damaged(path: Path) -> TrainingError:
+    return TrainingError(
+        f"checkpoint '{path}' was altered after it was written; remove that folder and run without --resume"
+    )

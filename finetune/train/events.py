@@ -24,6 +24,15 @@ class StageEnded:
 
 
 @dataclass(frozen=True)
+class TrainingResumed:
+    """Training goes on after `step` steps; `history` holds the records of the epochs done, of which a log may hold more
+    or fewer if the run was killed between an epoch and its checkpoint."""
+
+    step: int
+    history: tuple[dict[str, object], ...]
+
+
+@dataclass(frozen=True)
 class PhaseStarted:
     """A phase of training begins."""
 
@@ -65,5 +74,5 @@ class Notice:
     values: dict[str, object] = field(default_factory=dict)
 
 
-Event = StageStarted | StageEnded | PhaseStarted | StepEnded | EpochEnded | Notice
+Event = StageStarted | StageEnded | TrainingResumed | PhaseStarted | StepEnded | EpochEnded | Notice
 Callback = Callable[[Event], None]

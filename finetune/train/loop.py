@@ -1,9 +1,7 @@
 """The training loop: phases of epochs of steps, on one device or many, through Accelerate.
 
-Two things make it the same everywhere. A step's batch is the recipe's `batch_size` over all processes and accumulation
-parts together, and its loss is divided by the denominator of the whole step, so that neither number changes the result.
-And nothing random has a history: the order of rows depends on (seed, phase, epoch), dropout on (seed, phase, epoch,
-step, part, process); so a checkpoint needs no generator states.
+Nothing random in it has a history: the order of rows depends on (seed, phase, epoch), dropout on the step as well
+(train/step.py). So a checkpoint needs no generator states, and a resumed run comes to the same bits.
 """
 
 from __future__ import annotations
@@ -11,31 +9,35 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
 
 import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.utils import gather_object
+from accelerate.utils import broadcast_object_list, gather_object
 
-from finetune.data.batches import epoch_steps, share
-from finetune.errors import Interrupted, TrainingError
+from finetune.data.batches import epoch_steps
+from finetune.errors import FinetuneError, Interrupted, TrainingError
 from finetune.train.checkpoint import Checkpoint, CheckpointFolder, Progress
-from finetune.train.events import Callback, EpochEnded, PhaseStarted, StepEnded
+from finetune.train.device import release
+from finetune.train.events import Callback, EpochEnded, PhaseStarted, StepEnded, TrainingResumed
 from finetune.train.job import Job, Result
-from finetune.train.optimizer import (
-    make_optimizer,
-    optimizer_tensors,
-    rates_by_group,
-    rates_by_parameter,
-    restore_optimizer,
-    set_rates,
+from finetune.train.optimizer import optimizer_tensors, restore_optimizer
+from finetune.train.phase import (
+    check_phase,
+    check_replicas,
+    digest,
+    fingerprint,
+    put_back,
+    set_modes,
+    set_trainable,
+    tensors_of,
 )
-from finetune.train.phase import check_phase, check_replicas, fingerprint, set_modes, set_trainable
-from finetune.train.predict import in_order, predict_logits, to_tensors
+from finetune.train.predict import in_order, predict_logits
+from finetune.train.records import describe_epoch, describe_phase, is_better
+from finetune.train.step import Stepper
 from finetune.transfer import l2sp
 
-# Steps between looks at what would make a GPU wait or processes talk: the loss's value, a request to stop.
+# Steps between looks at what would make a GPU wait: the loss's value, and what other processes were asked to do.
 LOOK_EVERY = 10
 
 
@@ -48,31 +50,40 @@ def fit(
     emit: Callback,
     stop: Callable[[], bool],
 ) -> Result:
-    """Train through all phases and leave the best weights in `job.model.module`.
+    """Train through all phases and leave the best weights in `job.model.module`, which must hold the backbone's own.
 
-    TrainingError when the loss is not finite or a phase did not train what it should; Interrupted after a checkpoint
-    when `stop()` turns true.
+    TrainingError when a loss is not finite or a phase did not train what it should; Interrupted after a checkpoint
+    when `stop()` turns true, in any process.
     """
-    module = job.model.module
-    learned = {n for group in job.model.groups.trainable(job.plan.deepest) for n in group.parameters}
-    # θ⁰, taken before any checkpoint is loaded: the network still holds the backbone's own weights.
+    module, groups = job.model.module, job.model.groups
+    learned = groups.trainable(job.plan.deepest)
+    checkpoints = checkpoints.depending_on(backbone=digest(fingerprint(module)))
+    # θ⁰, taken before any checkpoint is loaded.
+    names = {name for group in learned for name in group.parameters} - job.model.fresh
     anchors = {
-        n: p.detach().clone().to(accelerator.device)
-        for n, p in module.named_parameters()
-        if n in learned - job.model.fresh
+        name: parameter.detach().to(accelerator.device, copy=True)
+        for name, parameter in module.named_parameters()
+        if name in names
     }
     saved = checkpoints.load() if resume else None
     if saved is not None:
-        module.load_state_dict(saved.model)
+        put_back(saved.model, into=tensors_of(module, learned))
+        emit(TrainingResumed(saved.progress.global_step, tuple(saved.progress.history)))
     progress = saved.progress if saved else Progress()
     while progress.phase < len(job.plan.phases):
-        progress = _PhaseRun(job, accelerator, checkpoints, anchors, emit, stop).run(progress, saved)
-        saved = None
+        phase = _PhaseRun(job, accelerator, checkpoints, anchors, emit, stop)
+        try:
+            progress = phase.start(progress, saved)
+            saved = None  # its tensors are in place by now
+            progress = phase.run(progress)
+        finally:
+            del phase  # with its wrapped network and optimizer, so that their memory is free for the next
+            release(accelerator, module)
     return Result(progress.history, progress.phases, progress.global_step)
 
 
 class _PhaseRun:
-    """One phase: a network with its trainability set, an optimizer of its own, and where it stands."""
+    """One phase: a network with its trainability set, an optimizer of its own, and the best weights so far."""
 
     def __init__(
         self, job: Job, accelerator: Accelerator, checkpoints: CheckpointFolder,
@@ -83,156 +94,100 @@ class _PhaseRun:
         self.module = job.model.module
         self.rank, self.world = accelerator.process_index, accelerator.num_processes
 
-    def run(self, progress: Progress, saved: Checkpoint | None) -> Progress:
+    def start(self, progress: Progress, saved: Checkpoint | None) -> Progress:
+        """Set what trains, wrap, and make a new optimizer; or go on with the saved one."""
         job, groups = self.job, self.job.model.groups
         self.phase = phase = job.plan.phases[progress.phase]
+        self.groups = groups.trainable(phase.trainable)
         set_trainable(self.module, groups, phase.trainable)
-        decay = (
-            job.settings.weight_decay if job.settings.weight_decay is not None else 0.01 * (job.l2sp.coupling == "off")
-        )
-        optimizer = make_optimizer(self.module, groups, phase, kind=job.settings.optimizer, weight_decay=decay)
-        self.accelerator.free_memory()
-        self.wrapped, self.optimizer = self.accelerator.prepare(self.module, optimizer)
-        self.parameters = {n: p for n, p in self.module.named_parameters() if p.requires_grad}
-        self.pull = l2sp.Pull(self.anchors, job.model.fresh, job.l2sp.alpha, job.l2sp.beta)
-        self.host_weights = None if job.class_weights is None else torch.from_numpy(job.class_weights)
-        self.weights = None if self.host_weights is None else self.host_weights.to(self.accelerator.device)
-        if saved is not None:
-            restore_optimizer(self.optimizer.optimizer, dict(saved.optimizer))
+        self.stepper = Stepper(job, progress.phase, self.accelerator, self.anchors)
+        self.best = {name: tensor.clone() for name, tensor in tensors_of(self.module, self.groups).items()}
+        if saved is None:
+            progress = progress.with_(phase_start=fingerprint(self.module))
+        else:
+            put_back(saved.best, into=self.best)
+            restore_optimizer(self.stepper.optimizer.optimizer, dict(saved.optimizer))
             if self.accelerator.scaler is not None and saved.scaler:
                 self.accelerator.scaler.load_state_dict(dict(saved.scaler))
-            self.best = {name: tensor.to(self.accelerator.device) for name, tensor in saved.best.items()}
-        else:
-            progress = progress.with_(phase_start=fingerprint(self.module))
-            self.best = self._trainable_state()
         steps = math.ceil(len(job.train.labels) / job.settings.batch_size)
-        self.emit(
-            PhaseStarted(
-                progress.phase,
-                len(job.plan.phases),
-                phase.name,
-                tuple(g.name for g in groups.trainable(phase.trainable)),
-                phase.epochs,
-                steps,
-            )
-        )
+        trainable = tuple(group.name for group in self.groups)
+        self.emit(PhaseStarted(progress.phase, len(job.plan.phases), phase.name, trainable, phase.epochs, steps))
+        return progress
+
+    def run(self, progress: Progress) -> Progress:
+        """All epochs of the phase, or as many as its patience allows; then the proof of what moved."""
         ended = "epochs"
-        while progress.epoch < phase.epochs:
-            if phase.patience is not None and progress.waiting >= phase.patience:
+        while progress.epoch < self.phase.epochs:
+            if self.phase.patience is not None and progress.waiting >= self.phase.patience:
                 ended = "patience"
                 break
             progress = self._epoch(progress)
         return self._finish(progress, ended)
 
     def _epoch(self, progress: Progress) -> Progress:
-        job, began = self.job, time.perf_counter()
+        """Train on every row once, evaluate, keep the weights if they are the best, and write a checkpoint."""
+        job = self.job
         plan = epoch_steps(
             job.train.lengths, job.settings.batch_size,
             seed=job.seed, phase=progress.phase, epoch=progress.epoch, bucket=job.settings.bucket_by_length,
         )  # fmt: skip
         set_modes(self.module, job.model.groups, self.phase.trainable)
-        done_rows, first = 0, progress.cursor
-        loss = torch.tensor(
-            [progress.loss_sum, progress.loss_rows], dtype=torch.float64, device=self.accelerator.device
-        )
-        for cursor in range(first, len(plan)):
-            loss += self._step(plan[cursor], progress, cursor, len(plan))
-            done_rows += len(plan[cursor])
-            look = (cursor + 1) % LOOK_EVERY == 0 or cursor + 1 == len(plan)
-            if look or self.accelerator.device.type == "cpu":
-                self._tell_step(loss, progress, cursor, len(plan), done_rows / (time.perf_counter() - began))
-            every = job.settings.checkpoint_every_steps
-            due = every is not None and (progress.global_step + cursor - first + 1) % every == 0
-            stopping = self._should_stop(look)
-            if (due or stopping) and cursor + 1 < len(plan):
-                total = self._sum_over_processes(loss)
-                here = progress.with_(
-                    cursor=cursor + 1, global_step=progress.global_step + cursor - first + 1,
-                    loss_sum=float(total[0]), loss_rows=float(total[1]),
-                    phase_seconds=progress.phase_seconds + time.perf_counter() - began,
-                )  # fmt: skip
-                self._save(here)
-                if stopping:
-                    raise Interrupted("stopped at a step boundary after writing a checkpoint")
-        total = self._sum_over_processes(loss)
-        trained = time.perf_counter() - began
+        progress = self._steps(plan, progress)
+        began = time.perf_counter()
+        progress = self._evaluate(progress)
+        seconds = progress.phase_seconds + progress.epoch_seconds + time.perf_counter() - began
         progress = progress.with_(
-            global_step=progress.global_step + len(plan) - first, phase_steps=progress.phase_steps + len(plan)
+            epoch=progress.epoch + 1, cursor=0, losses=[], epoch_seconds=0.0, phase_seconds=seconds
         )
-        progress = self._evaluate(progress, float(total[0] / total[1]), trained, done_rows / trained)
-        progress = progress.with_(
-            epoch=progress.epoch + 1, cursor=0, loss_sum=0.0, loss_rows=0.0,
-            phase_seconds=progress.phase_seconds + time.perf_counter() - began,
-        )  # fmt: skip
         self._save(progress)
-        if self._should_stop(True):
+        if self._sum(torch.tensor([float(self.stop())], device=self.accelerator.device))[0]:
             raise Interrupted("stopped after an epoch and its checkpoint")
         return progress
 
-    def _step(self, step: Sequence[int], progress: Progress, cursor: int, steps: int) -> torch.Tensor:
-        """One optimizer step; this process's share of (loss · denominator, denominator), float64 (2,)."""
-        job, accelerator = self.job, self.accelerator
-        set_rates(self.optimizer, self.phase, progress.epoch * steps + cursor, self.phase.epochs * steps)
-        labels = job.train.labels
-        denominator = job.task.loss_denominator(torch.from_numpy(labels[step]), self.host_weights, None)
-        parts = job.settings.accumulation * self.world
-        told = torch.zeros(2, dtype=torch.float64, device=accelerator.device)
-        for micro in range(job.settings.accumulation):
-            part = share(step, micro * self.world + self.rank, parts)
-            rows = [row for row, _ in part]
-            batch = to_tensors(job.collate([job.train.inputs[row] for row in rows]), accelerator.device)
-            targets = torch.from_numpy(labels[rows]).to(accelerator.device)
-            counted = torch.tensor([weight for _, weight in part], device=accelerator.device)
-            torch.manual_seed(_noise_seed(job.seed, progress.phase, progress.epoch, cursor, micro, self.rank))
-            last = micro == job.settings.accumulation - 1
-            with nullcontext() if last else accelerator.no_sync(self.wrapped):
-                logits = self.wrapped(**batch).logits
-                loss = job.task.loss_sums(logits, targets, self.weights, job.settings.label_smoothing, counted)
-                # Processes average their gradients, so each gives `world` times its share of the step's mean.
-                accelerator.backward(loss * (self.world / denominator))
-            told[0] += loss.detach().double()
-        told[1] += denominator / self.world
-        self._update()
-        return told
+    def _steps(self, plan: Sequence[Sequence[int]], first: Progress) -> Progress:
+        """The steps of an epoch from the cursor on, with a checkpoint where one is due or the run shall stop."""
+        device, every = self.accelerator.device, self.job.settings.checkpoint_every_steps
+        loss = torch.tensor(first.losses[self.rank] if first.losses else [0.0, 0.0], dtype=torch.float64, device=device)
+        began, rows, progress, asked = time.perf_counter(), 0, first, False
+        for cursor in range(first.cursor, len(plan)):
+            loss += self.stepper.take(plan[cursor], epoch=first.epoch, cursor=cursor, steps=len(plan))
+            rows += len(plan[cursor])
+            progress = progress.with_(
+                cursor=cursor + 1, global_step=progress.global_step + 1, phase_steps=progress.phase_steps + 1
+            )
+            last = cursor + 1 == len(plan)
+            due = every is not None and progress.global_step % every == 0 and not last
+            asked = asked or self.stop()
+            stopping = asked and self.world == 1
+            if device.type == "cpu" or due or last or stopping or (cursor + 1) % LOOK_EVERY == 0:
+                mean, stopping = self._look(loss, progress, asked)
+                speed = rows / (time.perf_counter() - began)
+                self.emit(StepEnded(progress.phase, progress.epoch + 1, cursor + 1, len(plan), mean, speed))
+            if due or stopping:
+                self._save(self._account(progress, loss, first.epoch_seconds + time.perf_counter() - began))
+            if stopping:
+                raise Interrupted("stopped at a step boundary after writing a checkpoint")
+        return self._account(progress, loss, first.epoch_seconds + time.perf_counter() - began)
 
-    def _update(self) -> None:
-        """Regularise, clip, step; then the decoupled pull, which needs the rates that the step used."""
-        self.accelerator.unscale_gradients()
-        if self.job.l2sp.coupling == "loss":
-            l2sp.add_gradient(self.pull, self.parameters)
-        if self.job.settings.clip_norm is not None:
-            torch.nn.utils.clip_grad_norm_(self.parameters.values(), self.job.settings.clip_norm)
-        self.optimizer.step()
-        if self.job.l2sp.coupling == "decoupled" and not self.optimizer.step_was_skipped:
-            l2sp.pull_back(self.pull, self.parameters, rates_by_parameter(self.optimizer))
-        self.optimizer.zero_grad(set_to_none=True)
-
-    def _evaluate(self, progress: Progress, train_loss: float, seconds: float, speed: float) -> Progress:
+    def _evaluate(self, progress: Progress) -> Progress:
         """Score the validation rows, keep the weights if they are the best so far, and record the epoch."""
-        job = self.job
+        job, epoch = self.job, progress.epoch + 1
         logits = self._predict_validation()
+        if not np.isfinite(logits).all():
+            raise self._diverged("the validation logits are not finite", progress)
         value, loss = job.score(logits, job.validation.labels), job.validation_loss(logits, job.validation.labels)
         best = progress.best
-        # Of epochs with the same metric the one with the lower loss is better: small validation sets tie often.
-        rank = (value if job.higher_is_better else -value, -loss)
-        improved = best is None or rank > ((best["metric"] if job.higher_is_better else -best["metric"]), -best["loss"])
+        improved = is_better(value, loss, best, higher_is_better=job.higher_is_better)
         if improved:
-            self.best = self._trainable_state()
-            best = {"metric": value, "loss": loss, "phase": progress.phase, "epoch": progress.epoch + 1}
-        record = {
-            "phase": progress.phase,
-            "phase_name": self.phase.name,
-            "epoch": progress.epoch + 1,
-            "step": progress.global_step,
-            "train_loss": train_loss,
-            "validation_loss": loss,
-            "validation_metric": value,
-            "learning_rates": rates_by_group(self.optimizer),
-            "drift": self._drift(),
-            "seconds": seconds,
-            "rows_per_second": speed,
-        }
-        self.emit(EpochEnded(progress.phase, progress.epoch + 1, record, improved))
+            put_back(tensors_of(self.module, self.groups), into=self.best)
+            best = {"metric": value, "loss": loss, "phase": progress.phase, "epoch": epoch}
+        # A run that was stopped after the epoch's last step has a new optimizer, whose rates nobody has set yet.
+        rates = self.stepper.set_rates(progress.epoch, progress.cursor - 1, progress.cursor)
+        record = describe_epoch(
+            progress, self.phase, rows=len(job.train.labels), validation_loss=loss, validation_metric=value,
+            rates=rates, drift=self._drift(),
+        )  # fmt: skip
+        self.emit(EpochEnded(progress.phase, epoch, record, improved))
         return progress.with_(
             best=best, waiting=0 if improved else progress.waiting + 1, history=[*progress.history, record]
         )
@@ -242,37 +197,15 @@ class _PhaseRun:
         after = fingerprint(self.module)
         if self.world > 1:
             check_replicas(self.phase, gather_object([after]))
-        groups = self.job.model.groups
-        check = check_phase(self.phase, groups, progress.phase_start, after)
-        self.accelerator.unwrap_model(self.wrapped, keep_fp32_wrapper=False)
-        self.accelerator.free_memory()
-        with torch.no_grad():
-            state = self.module.state_dict(keep_vars=True)
-            for name, tensor in self.best.items():
-                state[name].copy_(tensor)
-        own = [r for r in progress.history if r["phase"] == progress.phase]
-        best = progress.best or {}
-        summary = {
-            "index": progress.phase,
-            "name": self.phase.name,
-            "epochs_planned": self.phase.epochs,
-            "epochs_run": len(own),
-            "trainable": list(check.moved),
-            "learning_rates": {g.name: rate for g, rate in zip(groups.groups, self.phase.learning_rates, strict=True) if rate},
-            "schedule": self.phase.schedule,
-            "best_epoch": int(best["epoch"]) if best.get("phase") == progress.phase else None,
-            "best": best.get("metric"),
-            "ended": ended,
-            "steps": progress.phase_steps,
-            "seconds": progress.phase_seconds,
-            "check": {"moved": list(check.moved), "frozen": list(check.frozen), "unmoved_parameters": list(check.unmoved)},
-        }  # fmt: skip
+        check = check_phase(self.phase, self.job.model.groups, progress.phase_start, after)
+        put_back(self.best, into=tensors_of(self.module, self.groups))
         return progress.with_(
-            phase=progress.phase + 1, epoch=0, cursor=0, waiting=0, phase_seconds=0.0, phase_steps=0,
-            phase_start={}, phases=[*progress.phases, summary],
+            phase=progress.phase + 1, epoch=0, cursor=0, waiting=0, phase_seconds=0.0, phase_steps=0, phase_start={},
+            phases=[*progress.phases, describe_phase(progress, self.phase, self.job.model.groups, check, ended)],
         )  # fmt: skip
 
     def _predict_validation(self) -> np.ndarray:
+        """Logits (N, C) of the validation rows, each process computing its share."""
         job = self.job
         found = predict_logits(
             self.module, job.validation.inputs, job.validation.lengths, job.collate,
@@ -284,53 +217,46 @@ class _PhaseRun:
     def _drift(self) -> dict[str, float]:
         """Relative distance from θ⁰ per trainable layer group; the head's covers its pretrained parts, if it has any."""
         drifts = {}
-        for group in self.job.model.groups.trainable(self.phase.trainable):
-            own = {n: self.parameters[n] for n in group.parameters if n in self.anchors}
+        for group in self.groups:
+            own = {n: self.stepper.parameters[n] for n in group.parameters if n in self.anchors}
             if own:
                 drifts[group.name] = l2sp.drift(own, self.anchors)
         return drifts
 
-    def _trainable_state(self) -> dict[str, torch.Tensor]:
-        names = {n for g in self.job.model.groups.trainable(self.phase.trainable) for n in g.parameters}
-        modules = {m for g in self.job.model.groups.trainable(self.phase.trainable) for m in g.modules}
-        return {
-            n: t.detach().clone()
-            for n, t in self.module.state_dict().items()
-            if n in names or n.rpartition(".")[0] in modules
-        }
-
     def _save(self, progress: Progress) -> None:
+        """Write a checkpoint from the main process; where it fails, all processes end with the same error."""
+        failure: list[FinetuneError | None] = [None]
         if self.accelerator.is_main_process:
             scaler = self.accelerator.scaler.state_dict() if self.accelerator.scaler is not None else {}
-            self.checkpoints.save(
-                Checkpoint(
-                    progress, self.module.state_dict(), optimizer_tensors(self.optimizer.optimizer), self.best, scaler
-                )
-            )
-        self.accelerator.wait_for_everyone()
+            model = tensors_of(self.module, self.job.model.groups.trainable(self.job.plan.deepest))
+            state = optimizer_tensors(self.stepper.optimizer.optimizer)
+            try:
+                self.checkpoints.save(Checkpoint(progress, model, state, self.best, scaler))
+            except FinetuneError as error:
+                failure = [error]
+        if self.world > 1:
+            broadcast_object_list(failure)
+        if failure[0] is not None:
+            raise failure[0]
 
-    def _tell_step(self, loss: torch.Tensor, progress: Progress, cursor: int, steps: int, speed: float) -> None:
-        mean = float(loss[0] / loss[1])
-        if not math.isfinite(mean):
-            raise TrainingError(
-                f"the loss became {mean} in phase '{self.phase.name}', epoch {progress.epoch + 1}, step {cursor + 1}; "
-                "lower transfer.learning_rate, or set train.precision to fp32"
-            )
-        self.emit(StepEnded(progress.phase, progress.epoch + 1, cursor + 1, steps, mean, speed))
+    def _look(self, loss: torch.Tensor, progress: Progress, asked: bool) -> tuple[float, bool]:
+        """Mean loss of the epoch so far, and whether any process was asked to stop: all learn the same in one exchange."""
+        total, denominator, stopping = self._sum(torch.cat([loss, loss.new_tensor([float(asked)])]))
+        if not math.isfinite(total):
+            raise self._diverged(f"the loss became {total}", progress)
+        return total / denominator, stopping > 0
 
-    def _should_stop(self, look: bool) -> bool:
-        """Whether any process was asked to stop; processes agree, so none is left waiting for another."""
-        if self.world == 1:
-            return self.stop()
-        if not look:
-            return False
-        asked = torch.tensor(float(self.stop()), device=self.accelerator.device)
-        return bool(self.accelerator.reduce(asked, reduction="sum") > 0)
+    def _account(self, progress: Progress, loss: torch.Tensor, seconds: float) -> Progress:
+        """Progress with each process's own losses, so that a resumed sum has the same bits, and the time it took."""
+        losses = self.accelerator.gather(loss).view(-1, 2) if self.world > 1 else loss[None]
+        return progress.with_(losses=losses.tolist(), epoch_seconds=seconds)
 
-    def _sum_over_processes(self, loss: torch.Tensor) -> torch.Tensor:
-        return self.accelerator.reduce(loss, reduction="sum") if self.world > 1 else loss
+    def _sum(self, values: torch.Tensor) -> list[float]:
+        """Values summed over processes."""
+        summed: list[float] = (self.accelerator.reduce(values, reduction="sum") if self.world > 1 else values).tolist()
+        return summed
 
-
-def _noise_seed(*parts: int) -> int:
-    """A seed for dropout that depends on these numbers alone."""
-    return int(np.random.SeedSequence(parts).generate_state(1, np.uint64)[0] >> 1)
+    def _diverged(self, what: str, progress: Progress) -> TrainingError:
+        where = f"phase '{self.phase.name}', epoch {progress.epoch + 1}, step {progress.cursor}"
+        or_else = "" if self.accelerator.mixed_precision == "no" else ", or set train.precision to fp32"
+        return TrainingError(f"{what} in {where}; lower transfer.learning_rate{or_else}")

@@ -12,11 +12,11 @@ from finetune.transfer.plan import Phase
 
 
 def make_optimizer(
-    module: nn.Module, groups: LayerGroups, phase: Phase, *, kind: str, weight_decay: float
+    module: nn.Module, groups: LayerGroups, phase: Phase, *, kind: str, weight_decay: float, scaled: bool = False
 ) -> torch.optim.Optimizer:
     """AdamW or SGD with one parameter group per layer group and decay; frozen layer groups have no state in it.
 
-    Each parameter group carries `names`, `layer_group` and `peak_lr`, from which `set_rates` works.
+    scaled: whether a gradient scaler (fp16) decides about each step. Each parameter group carries `names`, `layer_group` and `peak_lr`, from which `set_rates` works.
     """
     parameters = dict(module.named_parameters())
     parts: list[dict[str, object]] = []
@@ -38,8 +38,9 @@ def make_optimizer(
                 )
     if kind == "sgd":
         return torch.optim.SGD(parts, momentum=0.9, foreach=True)
-    # The fused kernel is several times faster than the default on CPUs too.
-    return torch.optim.AdamW(parts, fused=True)
+    # The fused kernel is several times faster than the default on CPUs too. Under a gradient scaler it would skip a step
+    # inside the kernel, where nobody learns of it.
+    return torch.optim.AdamW(parts, fused=not scaled, foreach=scaled)
 
 
 def set_rates(optimizer: torch.optim.Optimizer, phase: Phase, step: int, steps: int) -> None:
@@ -79,6 +80,7 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, torch
     for part in optimizer.param_groups:
         for name, parameter in zip(part["names"], part["params"], strict=True):
             for field, value in by_name.get(name, {}).items():
-                # Step counters of unfused optimizers stay on the CPU; everything else lives beside its parameter.
+                # Step counters of unfused optimizers stay on the CPU; everything else lives beside its parameter. The copy
+                # lets go of the checkpoint's file.
                 on_device = field != "step" or bool(part.get("fused"))
-                optimizer.state[parameter][field] = value.to(parameter.device) if on_device else value
+                optimizer.state[parameter][field] = value.to(parameter.device if on_device else "cpu", copy=True)

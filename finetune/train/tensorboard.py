@@ -4,15 +4,23 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from finetune.errors import RecipeError
 from finetune.train.events import EpochEnded, Event
 
 
 class TensorBoardLog:
-    """A callback that writes losses, the metric, rates and drift to `folder`."""
+    """A callback that writes losses, the metric, rates and drift to `folder`, each epoch at once.
+
+    RecipeError when TensorBoard is not installed. Close it when the run is over.
+    """
 
     def __init__(self, folder: Path) -> None:
-        from torch.utils.tensorboard import SummaryWriter
-
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError as error:
+            raise RecipeError(
+                "train.tensorboard: TensorBoard is not installed; pip install 'finetune-recipes[tensorboard]'"
+            ) from error
         self._writer = SummaryWriter(str(folder))
 
     def __call__(self, event: Event) -> None:
@@ -28,3 +36,7 @@ class TensorBoardLog:
             for group, value in values.items():
                 self._writer.add_scalar(f"{key}/{group}", float(value), step)
         self._writer.flush()
+
+    def close(self) -> None:
+        """End the log file and its writer's thread."""
+        self._writer.close()

@@ -7,7 +7,9 @@ code, biases and normalisation weights are left out, and Ω takes the place of w
 
 Two couplings with the same α and β. `loss` adds ∇Ω = α(w − w⁰) to the gradient, as the paper does with SGD. Adam
 divides that by √v, which weakens the pull exactly where gradients are large, so `decoupled` applies w ← w − η·α(w − w⁰)
-after the step, as AdamW does with weight decay (Loshchilov & Hutter 2019).
+beside the step, as AdamW does with weight decay (Loshchilov & Hutter 2019). AdamW shrinks w before its step, this
+after it, when it is known that a step was made (mixed precision may skip one): with w⁰ = 0 the two differ by η·α
+times the step.
 """
 
 from __future__ import annotations
@@ -33,40 +35,39 @@ class Pull:
 
 
 def is_regularised(name: str, parameter: Tensor) -> bool:
-    """Whether a penalty acts on a parameter: matrices and kernels yes; biases and normalisation weights, all vectors, no."""
-    return parameter.ndim > 1 and not name.endswith(".bias")
+    """Whether a penalty acts on a parameter: matrices and kernels yes; normalisation weights, all vectors, and biases no.
+
+    A bias may have two dimensions (XLNet's `r_w_bias`, one row for each attention head).
+    """
+    return parameter.ndim > 1 and not name.rpartition(".")[2].endswith("bias")
 
 
 @torch.no_grad()
 def add_gradient(pull: Pull, parameters: Mapping[str, nn.Parameter]) -> None:
-    """`loss` coupling: add α(w − w⁰) and β·w_new to the gradients in place."""
-    old = _with_gradient(parameters, pull.anchors)
+    """`loss` coupling: add α(w − w⁰) and β·w_new to the gradients in place; KeyError for a weight without an anchor."""
+    old, new = _pulled(pull, parameters)
+    gradients = {name: p.grad for name, p in parameters.items() if p.grad is not None}
     if old and pull.alpha:
         moved = torch._foreach_sub([parameters[n].data for n in old], [pull.anchors[n] for n in old])
-        torch._foreach_add_([parameters[n].grad for n in old], moved, alpha=pull.alpha)
-    new = _with_gradient(parameters, pull.fresh)
+        torch._foreach_add_([gradients[n] for n in old], moved, alpha=pull.alpha)
     if new and pull.beta:
-        torch._foreach_add_([parameters[n].grad for n in new], [parameters[n].data for n in new], alpha=pull.beta)
+        torch._foreach_add_([gradients[n] for n in new], [parameters[n].data for n in new], alpha=pull.beta)
 
 
 @torch.no_grad()
 def pull_back(pull: Pull, parameters: Mapping[str, nn.Parameter], rates: Mapping[str, float]) -> None:
     """`decoupled` coupling: w ← w + η·α·(w⁰ − w), and w_new ← (1 − η·β)·w_new, after the optimizer's step.
 
-    rates: the learning rate η that each parameter's step just used.
+    rates: the learning rate η that each parameter's step just used; KeyError for a weight without a rate or an anchor.
     """
-    by_rate: dict[float, tuple[list[str], list[str]]] = {}
-    for name, parameter in parameters.items():
-        # A parameter without a gradient made no step, so it is not pulled either.
-        if parameter.grad is None or not is_regularised(name, parameter):
-            continue
-        old, new = by_rate.setdefault(rates[name], ([], []))
-        (new if name in pull.fresh else old).append(name)
-    for rate, (old, new) in by_rate.items():
-        if old and pull.alpha:
-            torch._foreach_lerp_([parameters[n].data for n in old], [pull.anchors[n] for n in old], rate * pull.alpha)
-        if new and pull.beta:
-            torch._foreach_mul_([parameters[n].data for n in new], 1 - rate * pull.beta)
+    old, new = _pulled(pull, parameters)
+    for rate in {rates[name] for name in (*old, *new)}:
+        near = [n for n in old if rates[n] == rate]
+        if near and pull.alpha:
+            torch._foreach_lerp_([parameters[n].data for n in near], [pull.anchors[n] for n in near], rate * pull.alpha)
+        shrinking = [n for n in new if rates[n] == rate]
+        if shrinking and pull.beta:
+            torch._foreach_mul_([parameters[n].data for n in shrinking], 1 - rate * pull.beta)
 
 
 def penalty(pull: Pull, parameters: Mapping[str, nn.Parameter]) -> float:
@@ -87,5 +88,7 @@ def drift(parameters: Mapping[str, Tensor], anchors: Mapping[str, Tensor]) -> fl
     return math.sqrt(moved / start) if start > 0 else 0.0
 
 
-def _with_gradient(parameters: Mapping[str, nn.Parameter], names: Mapping[str, Tensor] | frozenset[str]) -> list[str]:
-    return [n for n, p in parameters.items() if n in names and p.grad is not None and is_regularised(n, p)]
+def _pulled(pull: Pull, parameters: Mapping[str, nn.Parameter]) -> tuple[list[str], list[str]]:
+    """Names of the anchored and of the new weights to pull. One without a gradient makes no step and is not pulled."""
+    names = [n for n, p in parameters.items() if p.grad is not None and is_regularised(n, p)]
+    return [n for n in names if n not in pull.fresh], [n for n in names if n in pull.fresh]

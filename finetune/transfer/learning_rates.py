@@ -13,7 +13,11 @@ ONE_CYCLE_END = ONE_CYCLE_START / 1e4
 
 
 def discriminative_lrs(top: float, decay: float, depth: int) -> list[float]:
-    """Learning rate per layer group, head last: top · decay^(depth-1-l) (Howard & Ruder 2018, §3.2)."""
+    """Learning rate per layer group, head last: top · decay^(depth-1-l) (Howard & Ruder 2018, §3.2).
+
+    >>> discriminative_lrs(0.5, 0.5, 3)
+    [0.125, 0.25, 0.5]
+    """
     return [top * decay ** (depth - 1 - level) for level in range(depth)]
 
 
@@ -58,6 +62,9 @@ def rate_factor(schedule: str, step: int, steps: int, warmup: float) -> float:
     """Factor on every group's rate for step `step` of `steps`, counted from 0.
 
     A step stands at the middle of its slot, so that neither the first nor the last step is wasted on a rate of zero.
+
+    >>> [rate_factor("linear", step, 4, 0.5) for step in range(4)]
+    [0.25, 0.75, 0.75, 0.25]
     """
     if not 0 <= step < steps:
         raise ValueError(f"step {step} lies outside a phase of {steps} steps")

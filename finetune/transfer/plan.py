@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from finetune.errors import RecipeError
-from finetune.recipe import PhaseSettings, TrainSettings, TransferSettings
+from finetune.recipe import L2SPSettings, PhaseSettings, TrainSettings, TransferSettings
 from finetune.transfer import unfreeze
 from finetune.transfer.learning_rates import discriminative_lrs
 
@@ -40,7 +40,7 @@ class Plan:
 
 
 def build_plan(transfer: TransferSettings, train: TrainSettings, groups: int) -> Plan:
-    """The phases of a recipe for a network of `groups` layer groups; RecipeError when they do not fit it."""
+    """The phases of a recipe for a network of `groups` layer groups; RecipeError when they do not fit it or L2-SP."""
     if transfer.phases is not None:
         specs = transfer.phases
     else:
@@ -48,7 +48,11 @@ def build_plan(transfer: TransferSettings, train: TrainSettings, groups: int) ->
             PhaseSettings(trainable=count, epochs=transfer.head_epochs if count == 1 else transfer.epochs)
             for count in _counts(transfer, groups)
         )
-    return Plan(tuple(_phase(i, spec, transfer, train, groups) for i, spec in enumerate(specs)))
+    plan = Plan(tuple(_phase(i, spec, transfer, train, groups) for i, spec in enumerate(specs)))
+    if transfer.l2sp.coupling == "decoupled":
+        for phase in plan.phases:
+            _check_pull(phase, transfer.l2sp)
+    return plan
 
 
 def _counts(transfer: TransferSettings, groups: int) -> list[int]:
@@ -66,6 +70,17 @@ def _counts(transfer: TransferSettings, groups: int) -> list[int]:
             return unfreeze.head_only(groups)
         case _:
             return unfreeze.full(groups, depth=depth)
+
+
+def _check_pull(phase: Phase, l2sp: L2SPSettings) -> None:
+    """Refuse a decoupled pull that would jump past its target: a step moves a weight by the share η·α of its distance."""
+    top = max(phase.learning_rates)
+    for key, strength in (("alpha", l2sp.alpha), ("beta", l2sp.beta)):
+        if top * strength >= 1:
+            raise RecipeError(
+                f"transfer.l2sp.{key}: learning rate {top:g} · {key} {strength:g} is {top * strength:g} in phase '{phase.name}'; "
+                f"it must stay below 1, or each step would jump past its target"
+            )
 
 
 def _phase(index: int, spec: PhaseSettings, transfer: TransferSettings, train: TrainSettings, groups: int) -> Phase:

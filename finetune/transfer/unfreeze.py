@@ -17,6 +17,9 @@ def lp_ft(groups: int, *, depth: int | None = None) -> list[int]:
     """Linear probing, then fine-tuning (Kumar et al. 2022): the head first, then everything at once.
 
     A head that already fits keeps the first large gradients from distorting the pretrained features.
+
+    >>> lp_ft(8)
+    [1, 8]
     """
     last = min(groups, depth or groups)
     return [1, last] if last > 1 else [1]
