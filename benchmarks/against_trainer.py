@@ -71,19 +71,32 @@ def main() -> None:
         return
     with tempfile.TemporaryDirectory() as folder:
         began = time.perf_counter()
-        subprocess.run([sys.executable, "-m", "finetune", "run", str(RECIPE), f"output={folder}/bundle", "--quiet"], check=True, stdout=subprocess.DEVNULL)
+        subprocess.run(
+            [sys.executable, "-m", "finetune", "run", str(RECIPE), f"output={folder}/bundle", "--quiet"],
+            check=True,
+            stdout=subprocess.DEVNULL,
+        )
         ours_s = time.perf_counter() - began
         ours = json.loads(Path(folder, "bundle", "report.json").read_text("utf-8"))
         began = time.perf_counter()
-        done = subprocess.run([sys.executable, __file__, "--trainer-only", "--epochs", str(options.epochs)], check=True, capture_output=True, text=True)
+        done = subprocess.run(
+            [sys.executable, __file__, "--trainer-only", "--epochs", str(options.epochs)],
+            check=True,
+            capture_output=True,
+            text=True,
+        )
         theirs_s = time.perf_counter() - began
         theirs = json.loads(done.stdout.strip().splitlines()[-1])
     training = ours["timings_s"]["training"]
     print(f"{ours['environment']['cpu']['model']}, {ours['environment']['cpu']['cores']} cores, {platform.system()}\n")
     print("| | training | whole command | test accuracy |")
     print("|---|---|---|---|")
-    print(f"| finetune, recipes/text_cls.yaml | {training:.0f} s | {ours_s:.0f} s | {ours['metrics']['test']['accuracy']['value']:.4f} |")
-    print(f"| Trainer, {options.epochs} epoch | {theirs['training_s']:.0f} s | {theirs_s:.0f} s | {theirs['test']:.4f} |")
+    print(
+        f"| finetune, recipes/text_cls.yaml | {training:.0f} s | {ours_s:.0f} s | {ours['metrics']['test']['accuracy']['value']:.4f} |"
+    )
+    print(
+        f"| Trainer, {options.epochs} epoch | {theirs['training_s']:.0f} s | {theirs_s:.0f} s | {theirs['test']:.4f} |"
+    )
     print(f"| ratio | {training / theirs['training_s']:.2f} | {ours_s / theirs_s:.2f} | |")
 
 

@@ -77,7 +77,9 @@ def read_rows(layout: Layout, columns: Columns, encoding: str) -> Rows:
     notes = layout.notes
     if rows.fallback:
         first = ", ".join(rows.fallback[:3])
-        notes += (f"not in the first encoding, so read with another: {len(rows.fallback)} of the files, such as {first}",)
+        notes += (
+            f"not in the first encoding, so read with another: {len(rows.fallback)} of the files, such as {first}",
+        )
     return Rows(rows.columns, tuple(rows.texts), tuple(rows.labels), tuple(rows.places), notes=notes)
 
 
