@@ -52,7 +52,7 @@ def run(
         for warning in data.audit["warnings"]:
             watch.tell(Notice(warning))
         with watch.stage("model", checked.backbone.name) as say:
-            setup = set_up(recipe, checked, data)
+            setup = set_up(recipe, checked, data, accelerator.process_index)
             say(
                 f"{setup.model.architecture}, {setup.model.parameters / 1e6:.1f} M parameters in {len(setup.model.groups)} layer groups"
             )

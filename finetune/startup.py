@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,20 +29,23 @@ class Setup:
     validation: list[Encoded]
 
 
-def set_up(recipe: Recipe, checked: Checked, data: TextData) -> Setup:
-    """Load the backbone with a head for these labels, and turn train and validation texts into ids."""
+def set_up(recipe: Recipe, checked: Checked, data: TextData, rank: int) -> Setup:
+    """Load the backbone with a head for these labels, and turn train and validation texts into ids.
+
+    rank: number of this process; processes of one run set up side by side and must not write the same files.
+    """
     folder = local_model(checked.backbone, allow_pickle=recipe.backbone.allow_pickle)
     if not any(folder.glob("*.safetensors")):
-        folder = convert_pickle(folder, checked.workspace.state / "backbone")
+        folder = convert_pickle(folder, checked.workspace.state / f"backbone.{rank}")
     tokenizer = load_tokenizer(folder)
     model = load_backbone(
         folder, data.labels, auto_class=TASKS[recipe.task].auto_class,
         dropout=recipe.head.dropout, seed=recipe.seed, pad_token_id=int(tokenizer.pad_token_id),
     )  # fmt: skip
     settings = text_preprocess(tokenizer, type(model.module), recipe.data.max_length)
-    saved = checked.workspace.state / "tokenizer"
-    tokenizer.save_pretrained(saved)
-    encoder = TextEncoder(saved / "tokenizer.json", settings)
+    with tempfile.TemporaryDirectory() as saved:
+        tokenizer.save_pretrained(saved)
+        encoder = TextEncoder(Path(saved) / "tokenizer.json", settings)
     return Setup(
         folder, model, tokenizer, encoder, encoder.encode(data.train.texts), encoder.encode(data.validation.texts)
     )

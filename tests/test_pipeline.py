@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import random
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -214,4 +217,25 @@ def test_other_encoders_run_too(kind: str, tiny_recipe: Path, tmp_path: Path) ->
         "block 0",
         "block 1",
         "head",
+    ]
+
+
+@pytest.mark.timeout(300)
+def test_two_processes_make_one_bundle(tiny_recipe: Path, tmp_path: Path) -> None:
+    command = [
+        sys.executable, "-m", "torch.distributed.run", "--nnodes=1", "--nproc-per-node=2", "--rdzv-backend=c10d",
+        "--rdzv-endpoint=127.0.0.1:0", "--local-addr=127.0.0.1", "-m", "finetune", "run", str(tiny_recipe),
+        f"output={tmp_path / 'b'}", "transfer.epochs=1", "export.int8.mode=off", "evaluation.baselines=false",
+    ]  # fmt: skip
+    alone = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo", "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run(command, capture_output=True, text=True, env=alone, timeout=280)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == [str(tmp_path / "b")]
+    report = Report.open(tmp_path / "b")
+    assert report.data["environment"]["processes"] == 2
+    assert [phase["check"]["moved"][0] for phase in report.data["transfer"]["phases"]] == [
+        "head",
+        "block 1",
+        "block 0",
+        "embeddings",
     ]

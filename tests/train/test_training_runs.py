@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import random
 import subprocess
 import sys
@@ -17,8 +16,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from train_samples import small_job, timeless, train
+from train_samples import environment, small_job, timeless, train
 
+from finetune.data.batches import epoch_steps
 from finetune.errors import TrainingError
 from finetune.recipe import L2SPSettings
 from finetune.train import device, loop, step
@@ -59,12 +59,12 @@ def test_a_run_in_another_process_gives_the_same_bits(tmp_path: Path) -> None:
     train(job, tmp_path / "here")
     program = (
         "import json, sys, torch; from pathlib import Path; torch.set_num_threads(1)\n"
-        "from train_samples import small_job, train; from finetune.train.phase import fingerprint\n"
+        "from train_samples import environment, small_job, train; from finetune.train.phase import fingerprint\n"
         "job = small_job(); train(job, Path(sys.argv[1])); print(json.dumps(fingerprint(job.model.module)))"
     )
     there = subprocess.run(
         [sys.executable, "-c", program, str(tmp_path / "there")], capture_output=True, text=True, timeout=300, check=True,
-        env={**os.environ, "PYTHONPATH": str(Path(__file__).parent), "PYTHONHASHSEED": "1"},
+        env=environment(PYTHONHASHSEED="1"),
     )  # fmt: skip
     assert json.loads(there.stdout) == fingerprint(job.model.module)
 
@@ -114,7 +114,7 @@ class Watched(step.Stepper):
         seen["state"] = {names[id(parameter)] for parameter in self.optimizer.optimizer.state}
         seen["gradients"] = {name for name, parameter in module.named_parameters() if parameter.grad is not None}
         seen["rates"] = {part["layer_group"]: part["lr"] for part in self.optimizer.param_groups}
-        self.taken.append({**seen, "phase": self.index, "epoch": epoch, "cursor": cursor, "rows": len(rows)})
+        self.taken.append({**seen, "phase": self.index, "epoch": epoch, "cursor": cursor, "rows": list(rows)})
         return told
 
 
@@ -161,9 +161,16 @@ def test_rates_follow_the_plan_and_the_schedule_step_by_step(tmp_path: Path, tak
     assert result.phases[1]["learning_rates"] == {"block 1": 0.005, "head": 0.01}
 
 
-def test_a_shortened_last_batch_and_every_row_take_part(tmp_path: Path, taken: list[dict[str, Any]]) -> None:
-    train(small_job(), tmp_path)
-    assert [sum(s["rows"] for s in taken[i : i + 6]) for i in range(0, 24, 6)] == [22] * 4
+def test_every_epoch_has_all_rows_in_an_order_of_its_own(tmp_path: Path, taken: list[dict[str, Any]]) -> None:
+    job = small_job()
+    train(job, tmp_path)
+    orders = [[seen["rows"] for seen in taken[i : i + 6]] for i in range(0, 24, 6)]
+    assert orders == [
+        epoch_steps(job.train.lengths, 4, seed=0, phase=phase, epoch=epoch, bucket=True)
+        for phase in (0, 1)
+        for epoch in (0, 1)
+    ]
+    assert all(sorted(row for rows in order for row in rows) == list(range(22)) for order in orders)
 
 
 def test_mixed_precision_lasts_through_all_phases(
@@ -177,6 +184,9 @@ def test_mixed_precision_lasts_through_all_phases(
     assert set(dtypes) == {torch.bfloat16}
     assert len(dtypes) == 24 + 4 * 2
     assert {p.dtype for p in job.model.module.parameters()} == {torch.float32}
+    with torch.no_grad():
+        assert job.model.module(input_ids=torch.tensor([[1, 2]])).logits.dtype == torch.float32
+    assert dtypes[-1] == torch.float32, "after the run the network computes in full precision again"
 
 
 def scored(job: Job, metrics: Sequence[float], losses: Sequence[float] | None = None) -> Job:
