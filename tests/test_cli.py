@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import write_csv
+from tiny_project import write_csv
 
 from finetune.cli import main
 

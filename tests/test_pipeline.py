@@ -206,7 +206,7 @@ def test_a_killed_report_stage_leaves_no_half_bundle(
 
 @pytest.mark.parametrize("kind", ["distilbert"])
 def test_other_encoders_run_too(kind: str, tiny_recipe: Path, tmp_path: Path) -> None:
-    from conftest import write_backbone
+    from tiny_project import write_backbone
 
     backbone = write_backbone(tmp_path / kind, kind)
     overrides = [f"backbone.name={backbone}", f"output={tmp_path / 'b'}", "export.int8.mode=off"]

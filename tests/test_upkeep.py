@@ -19,7 +19,7 @@ def test_probe_texts_grow_and_are_always_the_same() -> None:
 
 
 def test_exporting_again_is_refused_when_the_data_have_changed(tmp_path: Path, tiny_backbone: Path) -> None:
-    from conftest import make_rows, write_csv, write_recipe
+    from tiny_project import make_rows, write_csv, write_recipe
 
     from finetune import load_recipe, run
 
