@@ -135,8 +135,12 @@ def _static_plan(recipe: Recipe, backbone: Source) -> Plan | None:
     blocks = next(
         (config[k] for k in ("num_hidden_layers", "n_layers", "n_layer") if isinstance(config.get(k), int)), None
     )
-    # ALBERT runs the same block many times, so its groups are fewer than its layers.
-    if blocks is None or config.get("model_type") == "albert":
+    # ALBERT shares blocks, Funnel pools between them, and an encoder with a decoder has two lists: not told by one number.
+    if (
+        blocks is None
+        or config.get("is_encoder_decoder")
+        or config.get("model_type") in {"albert", "funnel", "bart", "mbart"}
+    ):
         return None
     return build_plan(recipe.transfer, recipe.train, blocks + 2)
 

@@ -10,6 +10,7 @@ from typing import Any
 from finetune.data import TextData
 from finetune.model.backbone import TransferModel, convert_pickle, load_backbone
 from finetune.model.tokenizer import load_tokenizer, text_preprocess
+from finetune.model_files import has_safetensors
 from finetune.preflight import Checked
 from finetune.preprocess import Encoded, TextEncoder
 from finetune.recipe import Recipe
@@ -35,7 +36,7 @@ def set_up(recipe: Recipe, checked: Checked, data: TextData, rank: int) -> Setup
     rank: number of this process; processes of one run set up side by side and must not write the same files.
     """
     folder = local_model(checked.backbone, allow_pickle=recipe.backbone.allow_pickle)
-    if not any(folder.glob("*.safetensors")):
+    if not has_safetensors(path.name for path in folder.iterdir()):
         folder = convert_pickle(folder, checked.workspace.state / f"backbone.{rank}")
     tokenizer = load_tokenizer(folder)
     model = load_backbone(
