@@ -1,6 +1,6 @@
 """`finetune run recipes/text_cls.yaml` against the stock Hugging Face Trainer, on the same leak-free splits.
 
-    python benchmarks/against_trainer.py [--epochs 1]
+    python benchmarks/against_trainer.py [--epochs 1] [KEY=VALUE ...]
 
 The Trainer fine-tunes the whole network (AdamW, 5e-5, linear decay, batches of 16, 128 tokens), as its text
 classification example does. It stops at a trained network; the recipe's time covers audit, training, evaluation,
@@ -21,7 +21,7 @@ from pathlib import Path
 RECIPE = Path(__file__).parent.parent / "recipes" / "text_cls.yaml"
 
 
-def train_with_trainer(epochs: int) -> None:
+def train_with_trainer(epochs: int, overrides: list[str]) -> None:
     """Run in the child: prints one line of JSON."""
     import numpy as np
     import torch
@@ -32,7 +32,7 @@ def train_with_trainer(epochs: int) -> None:
     from finetune.preflight import find_data
     from finetune.sources import find_source
 
-    recipe = load_recipe(RECIPE)
+    recipe = load_recipe(RECIPE, overrides)
     data = prepare_text(recipe.data, *find_data(recipe), recipe.seed)
     folder = find_source(recipe.backbone.name, kind="model").path
     tokenizer = AutoTokenizer.from_pretrained(folder)
@@ -64,15 +64,27 @@ def train_with_trainer(epochs: int) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--epochs", type=int, default=1, help="epochs of the Trainer")
+    parser.add_argument(
+        "overrides", nargs="*", help="override recipe keys for both, such as data.limit=200 for a trial"
+    )
     parser.add_argument("--trainer-only", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.trainer_only:
-        train_with_trainer(options.epochs)
+        train_with_trainer(options.epochs, options.overrides)
         return
     with tempfile.TemporaryDirectory() as folder:
         began = time.perf_counter()
         subprocess.run(
-            [sys.executable, "-m", "finetune", "run", str(RECIPE), f"output={folder}/bundle", "--quiet"],
+            [
+                sys.executable,
+                "-m",
+                "finetune",
+                "run",
+                str(RECIPE),
+                *options.overrides,
+                f"output={folder}/bundle",
+                "--quiet",
+            ],
             check=True,
             stdout=subprocess.DEVNULL,
         )
@@ -80,7 +92,7 @@ def main() -> None:
         ours = json.loads(Path(folder, "bundle", "report.json").read_text("utf-8"))
         began = time.perf_counter()
         done = subprocess.run(
-            [sys.executable, __file__, "--trainer-only", "--epochs", str(options.epochs)],
+            [sys.executable, __file__, "--trainer-only", "--epochs", str(options.epochs), *options.overrides],
             check=True,
             capture_output=True,
             text=True,

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from pathlib import Path
+from contextlib import ExitStack, closing, contextmanager
+from importlib.metadata import version
 
 from accelerate import Accelerator
 
@@ -103,41 +103,50 @@ def _train(
         seed=recipe.seed,
     )
     workspace = checked.workspace
-    key = {"recipe": training_hash(recipe), "data": data.fingerprint, "number_of_processes": accelerator.num_processes}
+    key = {
+        "recipe": training_hash(recipe),
+        "data": data.fingerprint,
+        "number_of_processes": accelerator.num_processes,
+        "torch_version": version("torch"),
+        "precision": accelerator.mixed_precision,
+    }
     checkpoints = CheckpointFolder(workspace.checkpoints, key)
-    tell: Callback = watch.tell
-    if accelerator.is_main_process:
-        if not resume:
-            checkpoints.clear()
-            workspace.history.unlink(missing_ok=True)
-        tell = _with_logs(recipe, workspace.history, workspace.events, watch.tell)
-    return fit(job, accelerator, checkpoints, resume=resume, emit=tell, stop=watch.stop)
+    if not accelerator.is_main_process:
+        return fit(job, accelerator, checkpoints, resume=resume, emit=watch.tell, stop=watch.stop)
+    if not resume:
+        checkpoints.clear()
+        workspace.history.unlink(missing_ok=True)
+    with _logged(recipe, workspace, watch.tell) as tell:
+        return fit(job, accelerator, checkpoints, resume=resume, emit=tell, stop=watch.stop)
 
 
 def _rows(encoded: list[Encoded], split: Split) -> Rows:
     return Rows(encoded, [len(row.ids) for row in encoded], split.labels)
 
 
-def _with_logs(recipe: Recipe, history: Path, events: Path, tell: Callback) -> Callback:
-    """Also write each epoch as a line of history.jsonl, and as TensorBoard events if the recipe asks."""
-    board: Callback | None = None
-    if recipe.train.tensorboard:
-        from finetune.train.tensorboard import TensorBoardLog
+@contextmanager
+def _logged(recipe: Recipe, workspace: Workspace, tell: Callback) -> Iterator[Callback]:
+    """A callback that also writes each epoch as a line of history.jsonl, and as TensorBoard events if the recipe asks."""
+    with ExitStack() as stack:
+        board: Callback | None = None
+        if recipe.train.tensorboard:
+            from finetune.train.tensorboard import TensorBoardLog
 
-        board = TensorBoardLog(events)
+            board = stack.enter_context(closing(TensorBoardLog(workspace.events)))
 
-    def log(event: Event) -> None:
-        if isinstance(event, TrainingResumed):
-            # A run that was killed may have logged an epoch that its last checkpoint does not hold.
-            history.write_text("".join(json.dumps(record, allow_nan=False) + "\n" for record in event.history), "utf-8")
-        if isinstance(event, EpochEnded):
-            with history.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(event.record, allow_nan=False) + "\n")
-        if board is not None:
-            board(event)
-        tell(event)
+        def log(event: Event) -> None:
+            if isinstance(event, TrainingResumed):
+                # A run that was killed may have logged an epoch that its last checkpoint does not hold.
+                lines = [json.dumps(record, allow_nan=False) + "\n" for record in event.history]
+                workspace.history.write_text("".join(lines), "utf-8")
+            if isinstance(event, EpochEnded):
+                with workspace.history.open("a", encoding="utf-8") as file:
+                    file.write(json.dumps(event.record, allow_nan=False) + "\n")
+            if board is not None:
+                board(event)
+            tell(event)
 
-    return log
+        yield log
 
 
 @contextmanager

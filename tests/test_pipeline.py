@@ -239,3 +239,8 @@ def test_two_processes_make_one_bundle(tiny_recipe: Path, tmp_path: Path) -> Non
         "block 0",
         "embeddings",
     ]
+
+
+def test_tensorboard_events_are_written_on_request(tiny_recipe: Path, tmp_path: Path) -> None:
+    run(load_recipe(tiny_recipe, [f"output={tmp_path / 'b'}", *QUICK, "train.tensorboard=true"]))
+    assert list((tmp_path / ".state" / "b" / "events").glob("events.out.tfevents.*"))
