@@ -1,7 +1,7 @@
 """`evaluate:NAME_OR_PATH`: metrics of the evaluate library, for what the built-in ones do not cover.
 
 Such a metric is a Python script that runs here: a local one because the recipe names its path, a hub one
-because the recipe names it. The library is imported only when a recipe asks for it (about 8 CPU-seconds).
+because the recipe names it. The library is imported only when a recipe asks for it, because it is slow to load.
 """
 
 from __future__ import annotations

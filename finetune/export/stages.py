@@ -18,6 +18,8 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from finetune.bundle import INT8 as INT8_PATH
+from finetune.bundle import ONNX as ONNX_PATH
 from finetune.errors import ExportError, GateError
 from finetune.export.bnb import measure_bitsandbytes, require_bitsandbytes
 from finetune.export.choose import BATCH, Form, Limits, Yardstick, open_form, try_candidates
@@ -26,9 +28,6 @@ from finetune.export.parity import Batch, Logits, Predict, check_shapes, compare
 from finetune.export.verdict import candidate_row, change, decide, gate, int8_section
 from finetune.hardware import cpu, int8_target
 from finetune.preprocess import Encoded, TextEncoder
-
-ONNX_PATH = "onnx/model.onnx"
-INT8_PATH = "onnx/model.int8.onnx"
 
 
 @dataclass(frozen=True)

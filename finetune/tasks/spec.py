@@ -45,8 +45,6 @@ class TaskSpec:
     """What each row must hold; the recipe's `data.<name>_column` says under which header."""
     auto_class: str
     """Name of the transformers class that loads the backbone with this task's head."""
-    pipeline_tag: str
-    """The Hub's name of the task, for the model card."""
     loss_sums: LossSums
     loss_denominator: LossDenominator
     class_weights: ClassWeights

@@ -93,7 +93,6 @@ TASK = TaskSpec(
     name="text_classification",
     columns=("text", "label"),
     auto_class="AutoModelForSequenceClassification",
-    pipeline_tag="text-classification",
     loss_sums=loss_sums,
     loss_denominator=loss_denominator,
     class_weights=class_weights,

@@ -123,6 +123,5 @@ def test_the_entry_names_what_transformers_and_the_hub_call_it() -> None:
     task = TASKS["text_classification"]
     assert task.name == "text_classification"
     assert hasattr(transformers, task.auto_class)
-    assert task.pipeline_tag == "text-classification"
     assert task.columns == ("text", "label")
     assert (task.loss_sums, task.loss_denominator, task.class_weights) == (loss_sums, loss_denominator, class_weights)
