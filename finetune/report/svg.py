@@ -79,11 +79,16 @@ class Scale:
         return self.start + share * (self.end - self.start)
 
 
+# Below this a step of ticks would leave the range of normal floats; no chart shows anything so small.
+_LEAST_SPAN = 1e-290
+
+
 def linear_ticks(low: float, high: float, most: int = 5) -> list[float]:
     """Round values that cover [low, high]: steps of 1, 2, 2.5 or 5 times a power of ten."""
     span = high - low
-    if span <= 1e-9 * max(abs(low), abs(high)):  # one value: leave room around it
-        span = abs(high) / 5 or 1.0
+    if span <= max(1e-9 * max(abs(low), abs(high)), _LEAST_SPAN):  # one value: leave room around it
+        span = max(abs(low), abs(high)) / 5
+        span = span if span > _LEAST_SPAN else 1.0
         low, high = low - span / 2, high + span / 2
     power = 10.0 ** math.floor(math.log10(span / most))
     step = next(power * factor for factor in (1, 2, 2.5, 5, 10, 20) if span / (power * factor) <= most)

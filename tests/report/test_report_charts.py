@@ -6,7 +6,7 @@ import math
 import re
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from report_samples import gradual, make_bins, make_history
 
@@ -16,6 +16,9 @@ GROUPS = ["embeddings", "layer.0", "layer.1", "classifier"]
 
 
 @given(low=st.floats(-1e6, 1e6), span=st.floats(0, 1e6))
+@example(low=0.0, span=5e-324)
+@example(low=5e-324, span=0.0)
+@example(low=-1e-291, span=2e-291)
 @settings(deadline=None)
 def test_linear_ticks_cover_the_values_and_rise(low: float, span: float) -> None:
     ticks = svg.linear_ticks(low, low + span)
