@@ -19,7 +19,7 @@ TARGET = Path(__file__).with_name("recipe.md")
 HEAD = """\
 # Recipe reference
 
-<!-- Written by docs/generate_recipe_reference.py from the types in finetune/recipe/types.py; do not edit by hand. -->
+<!-- Written by docs/generate_recipe_reference.py from the types in finetune/recipe/; do not edit by hand. -->
 
 A recipe is one YAML file. `finetune validate FILE` checks it, `finetune new DATA` writes one to start from, and
 `finetune schema` prints this page as a JSON Schema: save it as `recipe.schema.json` and begin a recipe with

@@ -18,16 +18,29 @@ if TYPE_CHECKING:
     from finetune.preflight import preflight as validate
     from finetune.recipe import Recipe, load_recipe
     from finetune.result import Report
-    from finetune.serve import Prediction, Predictor
+    from finetune.serve import MultiLabelPrediction, Prediction, Predictor, RegressionPrediction
 
 __version__ = "0.1.0"
-__all__ = ["FinetuneError", "Prediction", "Predictor", "Recipe", "Report", "load_recipe", "run", "validate"]
+__all__ = [
+    "FinetuneError",
+    "MultiLabelPrediction",
+    "Prediction",
+    "Predictor",
+    "Recipe",
+    "RegressionPrediction",
+    "Report",
+    "load_recipe",
+    "run",
+    "validate",
+]
 
 _HOMES = {
     "FinetuneError": ("finetune.errors", "FinetuneError"),
+    "MultiLabelPrediction": ("finetune.serve", "MultiLabelPrediction"),
     "Prediction": ("finetune.serve", "Prediction"),
     "Predictor": ("finetune.serve", "Predictor"),
     "Recipe": ("finetune.recipe", "Recipe"),
+    "RegressionPrediction": ("finetune.serve", "RegressionPrediction"),
     "Report": ("finetune.result", "Report"),
     "load_recipe": ("finetune.recipe", "load_recipe"),
     "run": ("finetune.pipeline", "run"),

@@ -2,34 +2,38 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from finetune import bundle as files
-from finetune.data import Split, TextData
-from finetune.disk import sha256, write_json, writing
+from finetune.data import LabelledData
+from finetune.disk import reading, sha256, write_json, writing
 from finetune.environment import command_line, git_commit, now
 from finetune.errors import BundleError
+from finetune.modality import MODALITIES, Setup
 from finetune.model.backbone import TransferModel
 from finetune.model.quiet import quiet_transformers
 from finetune.preflight import Checked
-from finetune.preprocess import Encoded, TextPreprocess
+from finetune.preprocess import Encoder
 from finetune.recipe import Recipe, dump_recipe, recipe_hash
 from finetune.release.card import render_card, validate_card
 from finetune.release.texts import bundle_license_text, notice_text, upstream_texts
 from finetune.report.html import render_html
+from finetune.tasks import TASKS
+from finetune.train.job import Result
 from finetune.transfer.l2sp import CONVENTION
 
 
 def describe_run(recipe: Recipe, fingerprint: str) -> dict[str, Any]:
     """report["run"]."""
+    task = TASKS[recipe.task]
     return {
         "name": recipe.name,
         "task": recipe.task,
+        "modality": task.modality,
+        "target": task.target.name,
+        "pipeline_tag": task.pipeline_tag,
         "description": recipe.description,
         "created": now(),
         "seed": recipe.seed,
@@ -40,64 +44,68 @@ def describe_run(recipe: Recipe, fingerprint: str) -> dict[str, Any]:
     }
 
 
-def describe_backbone(recipe: Recipe, checked: Checked, folder: Path, model: TransferModel) -> dict[str, Any]:
+def describe_backbone(recipe: Recipe, checked: Checked, setup: Setup) -> dict[str, Any]:
     """report["backbone"]."""
     source = checked.backbone
-    weights = sorted(folder.glob("*.safetensors"))
+    weights = sorted(setup.folder.glob("*.safetensors"))
     return {
         "name": source.name,
         "hub_id": recipe.card.base_model or (source.name.partition("@")[0] if source.kind == "hub" else None),
         "revision": source.revision,
         "package": source.package,
-        "architecture": model.architecture,
-        "parameters": model.parameters,
+        "architecture": setup.model.architecture,
+        "parameters": setup.model.parameters,
         "weights_sha256": sha256(weights[0]) if len(weights) == 1 else {path.name: sha256(path) for path in weights},
         "license": checked.license["components"][0]["license"],
     }
 
 
-def describe_data(recipe: Recipe, checked: Checked, data: TextData, train: list[Encoded]) -> dict[str, Any]:
-    """report["data"]; token counts are of the training rows, before truncation."""
-    lengths = np.array([row.length_before for row in train])
+def describe_data(recipe: Recipe, checked: Checked, data: LabelledData, setup: Setup) -> dict[str, Any]:
+    """report["data"]; the sizes of inputs are of the training rows."""
     return {
         "source": checked.data.name,
         "hub_id": checked.data.name.partition("@")[0] if checked.data.kind == "hub" else None,
         "revision": checked.data.revision,
         "package": checked.data.package,
         "labels": list(data.labels),
-        "splits": {name: _describe_split(data, getattr(data, name)) for name in ("train", "validation", "test")},
+        "splits": {name: data.audit["splits"][name] for name in ("train", "validation", "test")},
         "fingerprint": data.fingerprint,
-        "max_length": recipe.data.max_length,
-        "tokens": {
-            "p50": int(np.percentile(lengths, 50)),
-            "p95": int(np.percentile(lengths, 95)),
-            "max": int(lengths.max()),
-            "truncated_share": float((lengths > recipe.data.max_length).mean()),
-        },
+        **MODALITIES[checked.task.modality].describe(recipe, setup),
     }
 
 
-def describe_transfer(recipe: Recipe, model: TransferModel, phases: list[dict[str, Any]]) -> dict[str, Any]:
+def describe_transfer(recipe: Recipe, model: TransferModel, trained: Result) -> dict[str, Any]:
     """report["transfer"]."""
     sizes = {name: p.numel() for name, p in model.module.named_parameters()}
     l2sp = recipe.transfer.l2sp
     return {
         "groups": [{"name": g.name, "parameters": sum(sizes[n] for n in g.parameters)} for g in model.groups.groups],
         "l2sp": {"coupling": l2sp.coupling, "alpha": l2sp.alpha, "beta": l2sp.beta, "convention": CONVENTION},
-        "phases": phases,
+        "phases": trained.phases,
+        "batchnorm": trained.batchnorm["policy"] if any(trained.batchnorm["layers"].values()) else None,
+        "recalibration": trained.batchnorm["recalibration"],
+        "choice": trained.choice,
     }
 
 
-def write_model(
-    folder: Path, model: TransferModel, tokenizer: Any, encoder_settings: TextPreprocess, labels: tuple[str, ...]
-) -> None:
-    """The torch form that AutoModel and AutoTokenizer load as it is, and the tokenizer that serving reads."""
+def write_model(folder: Path, recipe: Recipe, setup: Setup, labels: tuple[str, ...]) -> None:
+    """The torch form that AutoModel loads as it is, what prepares its inputs, and what serving reads of both."""
     with writing(folder), quiet_transformers():
-        model.module.save_pretrained(folder / files.MODEL_FOLDER)  # type: ignore[operator]
-        tokenizer.save_pretrained(folder / files.MODEL_FOLDER)
-        shutil.copyfile(folder / files.MODEL_FOLDER / "tokenizer.json", folder / files.TOKENIZER)
+        model = folder / files.MODEL_FOLDER
+        setup.model.module.save_pretrained(model)  # type: ignore[operator]
+        setup.save_processor(model)
+        MODALITIES[TASKS[recipe.task].modality].bundle_files(folder)
     write_json(folder / files.LABELS, list(labels))
-    files.write_preprocessing(folder, encoder_settings, 1.0)
+    write_preprocessing(folder, recipe, setup.encoder, None)
+
+
+def write_preprocessing(folder: Path, recipe: Recipe, encoder: Encoder, calibration: Mapping[str, Any] | None) -> None:
+    """preprocess.json, with what calibration found, if it was fitted yet."""
+    found = calibration or {}
+    files.write_preprocessing(
+        folder, task=recipe.task, target=TASKS[recipe.task].target.name, preprocess=encoder.settings,
+        temperature=found.get("temperature", 1.0), interval=found.get("interval"),
+    )  # fmt: skip
 
 
 def write_provenance(
@@ -117,9 +125,11 @@ def finish_bundle(folder: Path, recipe: Recipe, report: Mapping[str, Any]) -> No
     if wrong:
         raise BundleError(f"the model card is not valid: {wrong[0]}")
     write_json(folder / files.REPORT, report)
+    with reading(folder):
+        page = render_html(report, lambda name: (folder / name).read_bytes())
     with writing(folder):
         (folder / files.CARD).write_text(card, "utf-8")
-        (folder / files.REPORT_HTML).write_text(render_html(report), "utf-8")
+        (folder / files.REPORT_HTML).write_text(page, "utf-8")
     files.seal(folder, manifest_facts(recipe, report))
 
 
@@ -144,8 +154,3 @@ def manifest_facts(recipe: Recipe, report: Mapping[str, Any]) -> dict[str, objec
 def collect_upstream(checked: Checked, folder: Path) -> dict[str, dict[str, str]]:
     """Licence and notice texts that came with the backbone and the data."""
     return {"backbone": upstream_texts(folder), "data": upstream_texts(checked.data.path)}
-
-
-def _describe_split(data: TextData, split: Split) -> dict[str, Any]:
-    counts = np.bincount(split.labels, minlength=len(data.labels))
-    return {"rows": len(split), "labels": dict(zip(data.labels, map(int, counts), strict=True))}

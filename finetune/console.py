@@ -68,7 +68,7 @@ class Console:
                 self._console.print(f"  resumes after step {step}", markup=False)
             case PhaseStarted():
                 self._console.print(
-                    f"  phase {event.phase + 1} of {event.phases}, {event.name}: trains {_ranges(event.trainable)}",
+                    f"  phase {event.phase + 1} of {event.phases}, {event.name}: trains {_listed(event.trainable)}",
                     markup=False,
                 )
             case StepEnded():
@@ -89,7 +89,7 @@ class Console:
         """The result as a small table, and the licence verdict."""
         data, metric = report.data, report.metric
         table = Table(box=None, pad_edge=False, padding=(0, 2), header_style="dim")
-        for column in ("form", metric + " (test)", "size", "1 text", "32 texts"):
+        for column in ("form", metric + " (test)", "size", "1 row", "32 rows"):
             table.add_column(column, justify="left" if column == "form" else "right")
         for form in ("torch", "onnx", "int8"):
             part = data["export"][form]
@@ -132,5 +132,6 @@ def _number(value: object) -> str:
     return f"{float(str(value)):.4f}"
 
 
-def _ranges(groups: tuple[str, ...]) -> str:
-    return groups[0] if len(groups) == 1 else f"{groups[0]} to {groups[-1]}"
+def _listed(groups: tuple[str, ...]) -> str:
+    """All names where they are few, else how many and the two at the ends; `auto` may pick groups that lie apart."""
+    return ", ".join(groups) if len(groups) <= 4 else f"{len(groups)} layer groups, {groups[0]} to {groups[-1]}"

@@ -15,8 +15,11 @@ from typing import Any
 from finetune.errors import SourceError
 
 # The files of a model that are wanted: configuration, weights, tokenizer, card and licence.
-MODEL_FILES = ("*.json", "model*.safetensors", "*.txt", "*.model", "README.md", "LICENSE*", "NOTICE*")
+LEGAL_FILES = ("README.md", "LICENSE*", "NOTICE*")
+MODEL_FILES = ("*.json", "model*.safetensors", "*.txt", "*.model", *LEGAL_FILES)
 PICKLE_FILES = ("pytorch_model.bin", "pytorch_model-*.bin")
+# A file of bare weights: tensors by name, without a word of the network that they belong to.
+WEIGHT_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
 _WEIGHTS = re.compile(r"model(-\d+-of-\d+)?\.safetensors")
 
 
@@ -35,10 +38,41 @@ def check_model_files(name: str, files: Iterable[str], *, allow_pickle: bool) ->
     if not has_pickle(names):
         raise SourceError(f"backbone '{name}' holds no weights (model.safetensors)")
     if not allow_pickle:
+        raise _only_a_pickle(name, "a revision with safetensors")
+
+
+def check_weight_file(
+    name: str, file: str, *, architecture: str | None, rename: str | Mapping[str, str] | None, allow_pickle: bool
+) -> None:
+    """Refuse a file of bare weights that cannot be loaded as the recipe says; `file` is its name, `name` the backbone's."""
+    if architecture is None:
         raise SourceError(
-            f"backbone '{name}' has its weights only as a pickle, which can run code when it is opened; "
-            "choose a revision with safetensors, or set backbone.allow_pickle to convert it in a process of its own"
+            f"backbone '{name}' is a file of bare weights; say as backbone.architecture which timm network they belong to, or give a model folder"
         )
+    pickled = not file.endswith(".safetensors")
+    if pickled and not allow_pickle:
+        raise _only_a_pickle(name, "a file with safetensors")
+    if rename == "in_order" and not pickled:
+        raise SourceError(
+            f"backbone '{name}': safetensors sorts its tensors, so in_order cannot pair them; give a mapping as backbone.rename"
+        )
+    for pattern in rename if isinstance(rename, Mapping) else ():
+        try:
+            re.compile(pattern)
+        except re.error as error:
+            raise SourceError(f"backbone.rename: '{pattern}' is not a regular expression ({error})") from error
+
+
+def _only_a_pickle(name: str, instead: str) -> SourceError:
+    return SourceError(
+        f"backbone '{name}' has its weights only as a pickle, which can run code when it is opened; "
+        f"choose {instead}, or set backbone.allow_pickle to convert it in a process of its own"
+    )
+
+
+def is_timm_config(config: Mapping[str, Any]) -> bool:
+    """Whether a config.json is in timm's format."""
+    return "pretrained_cfg" in config
 
 
 def has_safetensors(files: Iterable[str]) -> bool:

@@ -10,21 +10,21 @@ from importlib.metadata import version
 from accelerate import Accelerator
 
 from finetune import bundle as files
-from finetune.data import Split, TextData, prepare_text
+from finetune.data import LabelledData, prepare_data
 from finetune.delivery import deliver
-from finetune.evaluation.metrics import higher_is_better, score
+from finetune.evaluation import EVALUATIONS
+from finetune.modality import MODALITIES, Setup
+from finetune.model.scale import fold_scale
 from finetune.preflight import Checked, preflight
-from finetune.preprocess import Encoded
 from finetune.recipe import Recipe, recipe_hash, training_hash
 from finetune.result import Report
-from finetune.startup import Setup, set_up
-from finetune.tasks import TASKS
 from finetune.train.checkpoint import CheckpointFolder
 from finetune.train.device import deterministic, make_accelerator
 from finetune.train.events import Callback, EpochEnded, Event, Notice, TrainingResumed
-from finetune.train.job import Job, Result, Rows
+from finetune.train.job import Job, Result
 from finetune.train.loop import fit
 from finetune.transfer.plan import build_plan
+from finetune.transfer.scale import Scale, scale_of
 from finetune.watch import Watch
 from finetune.workspace import Workspace
 
@@ -47,17 +47,20 @@ def run(
     accelerator = make_accelerator(precision=recipe.train.precision, device=recipe.train.device)
     with deterministic(recipe.seed), _main_process_locks(accelerator, checked):
         with watch.stage("data", checked.data.name) as say:
-            data = prepare_text(recipe.data, checked.data, checked.named, recipe.seed)
-            say(f"{len(data.train):,} / {len(data.validation):,} / {len(data.test):,} rows, {len(data.labels)} labels")
+            data = prepare_data(checked.task, recipe.data, checked.data, checked.named, recipe.seed)
+            answers = f"{len(data.labels)} labels" if data.labels else "a number each"
+            say(f"{len(data.train):,} / {len(data.validation):,} / {len(data.test):,} rows, {answers}")
         for warning in data.audit["warnings"]:
             watch.tell(Notice(warning))
         with watch.stage("model", checked.backbone.name) as say:
-            setup = set_up(recipe, checked, data, accelerator.process_index)
-            say(
-                f"{setup.model.architecture}, {setup.model.parameters / 1e6:.1f} M parameters in {len(setup.model.groups)} layer groups"
-            )
+            scale = scale_of(checked.task.target.name, data.train.labels)
+            setup = MODALITIES[checked.task.modality].set_up(recipe, checked, data, scale, accelerator)
+            model = setup.model
+            say(f"{model.architecture}, {model.parameters / 1e6:.1f} M parameters in {len(model.groups)} layer groups")
         with watch.stage("training"):
-            trained = _train(recipe, checked, data, setup, accelerator, watch, resume=resume)
+            trained = _train(recipe, checked, data, setup, scale, accelerator, watch, resume=resume)
+            if scale != Scale():
+                fold_scale(model.module, model.fresh, scale.mean, scale.std)
         if accelerator.is_main_process:
             report = deliver(
                 recipe,
@@ -76,31 +79,29 @@ def run(
 
 
 def _train(
-    recipe: Recipe,
-    checked: Checked,
-    data: TextData,
-    setup: Setup,
-    accelerator: Accelerator,
-    watch: Watch,
-    *,
-    resume: bool,
-) -> Result:
+    recipe: Recipe, checked: Checked, data: LabelledData, setup: Setup, scale: Scale,
+    accelerator: Accelerator, watch: Watch, *, resume: bool,
+) -> Result:  # fmt: skip
     """Run the plan of phases; the best weights are left in the network."""
-    task, metric = TASKS[recipe.task], recipe.evaluation.metric
+    target, metric = checked.task.target, recipe.evaluation.metric
+    judge = EVALUATIONS[target.name]
     job = Job(
         model=setup.model,
         plan=build_plan(recipe.transfer, recipe.train, len(setup.model.groups)),
-        train=_rows(setup.train, data.train),
-        validation=_rows(setup.validation, data.validation),
+        train=setup.train,
+        plain=setup.plain,
+        validation=setup.validation,
         collate=setup.encoder.collate,
-        task=task,
+        task=checked.task,
         settings=recipe.train,
         l2sp=recipe.transfer.l2sp,
-        class_weights=task.class_weights(recipe.train.class_weights, data.train.labels, data.labels),
-        score=lambda logits, labels: score(metric, logits, labels),
-        validation_loss=lambda logits, labels: score("loss", logits, labels),
-        higher_is_better=higher_is_better(metric),
+        class_weights=target.class_weights(recipe.train.class_weights, data.train.labels, data.labels),
+        score=lambda logits, labels: judge.score(metric, scale.up(logits), labels),
+        validation_loss=lambda logits, labels: judge.score("loss", scale.up(logits), labels),
+        higher_is_better=judge.higher_is_better(metric),
         seed=recipe.seed,
+        batchnorm=recipe.transfer.batchnorm,
+        workers=setup.workers,
     )
     workspace = checked.workspace
     key = {
@@ -118,10 +119,6 @@ def _train(
         workspace.history.unlink(missing_ok=True)
     with _logged(recipe, workspace, watch.tell) as tell:
         return fit(job, accelerator, checkpoints, resume=resume, emit=tell, stop=watch.stop)
-
-
-def _rows(encoded: list[Encoded], split: Split) -> Rows:
-    return Rows(encoded, [len(row.ids) for row in encoded], split.labels)
 
 
 @contextmanager

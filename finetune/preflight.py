@@ -8,18 +8,26 @@ from __future__ import annotations
 import importlib.util
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from finetune.data import Inspection, inspect_text
+from finetune.data import Inspection, inspect_data
 from finetune.disk import require_space
 from finetune.errors import RecipeError, SourceError
 from finetune.model.limits import longest_input
 from finetune.recipe import Recipe
 from finetune.release.license import card_evidence, judge, require_allowed, resolve_component
-from finetune.sources import Source, check_model_files, find_source, hub_card_metadata, read_card_metadata
+from finetune.sources import (
+    Source,
+    check_bare_weights,
+    check_model_files,
+    find_source,
+    hub_card_metadata,
+    read_card_metadata,
+)
+from finetune.tasks import TASKS, TaskSpec
 from finetune.transfer.plan import Plan, build_plan
 from finetune.workspace import Workspace
 
@@ -31,9 +39,10 @@ BUNDLE_SIZES, CHECKPOINT_SIZES = 2.5, 10.0
 class Checked:
     """A recipe whose parts were found and whose rules hold.
 
-    named: splits that the user named, by split; plan: the phases, if the backbone's depth is known without loading it.
+    task: the recipe's entry of TASKS;     named: splits that the user named, by split; plan: the phases, if the backbone's depth is known without loading it.
     """
 
+    task: TaskSpec
     backbone: Source
     data: Source
     named: Mapping[str, Source | str]
@@ -47,23 +56,23 @@ class Checked:
 
 def preflight(recipe: Recipe, *, overwrite: bool = False) -> Checked:
     """Check a recipe against the world; the first thing that is wrong is raised as a FinetuneError."""
-    workspace = Workspace.of(recipe.name, recipe.output)
+    task, workspace = TASKS[recipe.task], Workspace.of(recipe.name, recipe.output)
     workspace.require_free(overwrite=overwrite)
     _require_packages(recipe)
     backbone = find_source(recipe.backbone.name, revision=recipe.backbone.revision, kind="model")
-    check_model_files(backbone.name, backbone.files, allow_pickle=recipe.backbone.allow_pickle)
+    _check_backbone(recipe, backbone)
     data, named = find_data(recipe)
     license_report = judge_parts(recipe, backbone, data)
     require_allowed(license_report)
-    inspection = inspect_text(recipe.data, data, named)
+    inspection = inspect_data(task, recipe.data, data, named)
     plan = _static_plan(recipe, backbone)
     if backbone.path is not None:
-        _check_length(recipe, backbone.path)
+        INPUT_CHECKS[task.modality](recipe, backbone.path)
         require_space(workspace.bundle, _space_needed(backbone.path), f"run '{recipe.name}'")
     workspace.require_writable()
-    _check_metrics(recipe, inspection)
+    _check_metrics(recipe, task, inspection)
     return Checked(
-        backbone, data, named, license_report, inspection, workspace, plan,
+        task, backbone, data, named, license_report, inspection, workspace, plan,
         steps=_steps(recipe, plan, inspection), notes=inspection.notes,
     )  # fmt: skip
 
@@ -94,6 +103,16 @@ def find_data(recipe: Recipe) -> tuple[Source, dict[str, Source | str]]:
     except SourceError as error:
         raise SourceError(f"data.source: {error}") from error
     return data, _named_splits(recipe, data)
+
+
+def _check_backbone(recipe: Recipe, backbone: Source) -> None:
+    """A model folder, or a file of bare weights with the architecture that they belong to."""
+    settings = recipe.backbone
+    check_bare_weights(
+        backbone, architecture=settings.architecture, rename=settings.rename, allow_pickle=settings.allow_pickle
+    )
+    if backbone.kind != "file":
+        check_model_files(backbone.name, backbone.files, allow_pickle=settings.allow_pickle)
 
 
 def _require_packages(recipe: Recipe) -> None:
@@ -129,7 +148,7 @@ def _named_splits(recipe: Recipe, data: Source) -> dict[str, Source | str]:
 
 def _static_plan(recipe: Recipe, backbone: Source) -> Plan | None:
     """The plan of phases, from the number of blocks that config.json tells; embeddings and head are a group each."""
-    if backbone.path is None:
+    if backbone.path is None or not (backbone.path / "config.json").is_file():
         return None
     config = json.loads((backbone.path / "config.json").read_text("utf-8"))
     blocks = next(
@@ -163,14 +182,25 @@ def _check_length(recipe: Recipe, folder: Path) -> None:
         )
 
 
-def _space_needed(folder: Path) -> int:
-    weights = sum(p.stat().st_size for pattern in ("*.safetensors", "pytorch_model*.bin") for p in folder.glob(pattern))
+def _nothing_to_check(recipe: Recipe, folder: Path) -> None:
+    """An image is resized to whatever the backbone takes."""
+
+
+INPUT_CHECKS: dict[str, Callable[[Recipe, Path], None]] = {"text": _check_length, "image": _nothing_to_check}
+
+
+def _space_needed(path: Path) -> int:
+    """Bytes that a run may need; `path` is a model folder or a file of bare weights."""
+    patterns = ("*.safetensors", "pytorch_model*.bin")
+    files = [path] if path.is_file() else [file for pattern in patterns for file in path.glob(pattern)]
+    weights = sum(file.stat().st_size for file in files)
     return int(weights * (BUNDLE_SIZES + CHECKPOINT_SIZES))
 
 
-def _check_metrics(recipe: Recipe, inspection: Inspection) -> None:
+def _check_metrics(recipe: Recipe, task: TaskSpec, inspection: Inspection) -> None:
     names = [name for name in recipe.evaluation.metrics if name.startswith("evaluate:")]
     if names:
-        from finetune.evaluation.metrics import check_metrics
+        from finetune.evaluation import EVALUATIONS
 
-        check_metrics(names, classes=len(inspection.labels) if inspection.labels else 2)
+        classes = len(inspection.labels) if inspection.labels else 2
+        EVALUATIONS[task.target.name].check_metrics(names, classes=classes)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
+from onnxruntime.capi.onnxruntime_pybind11_state import InvalidArgument
 
 from finetune.errors import BundleError
 from finetune.hardware import cpu
@@ -38,10 +40,11 @@ def open_session(path: Path, threads: int | None = None) -> ort.InferenceSession
         raise BundleError(f"{path}: ONNX Runtime {ort.__version__} cannot open it ({reason})") from error
 
 
-def run_logits(session: ort.InferenceSession, batch: Mapping[str, NDArray[np.int64]]) -> NDArray[np.float32]:
-    """Logits float32 (B, C) of one batch of (B, T) arrays; feeds only the inputs that the session declares.
+def run_logits(session: ort.InferenceSession, batch: Mapping[str, NDArray[Any]]) -> NDArray[np.float32]:
+    """Logits float32 (B, C) of one batch: int64 (B, T) arrays of texts, or float32 (B, 3, H, W) pixels.
 
-    The output named "logits" is taken, or the first. BundleError if the batch lacks a declared input.
+    Only the inputs that the session declares are fed. The output named "logits" is taken, or the first. BundleError if the
+    batch lacks a declared input, or if one has a type or shape that the file does not take.
     """
     declared = [item.name for item in session.get_inputs()]
     if missing := [name for name in declared if name not in batch]:
@@ -50,5 +53,10 @@ def run_logits(session: ort.InferenceSession, batch: Mapping[str, NDArray[np.int
         )
     outputs = [item.name for item in session.get_outputs()]
     wanted = LOGITS if LOGITS in outputs else outputs[0]
-    (logits,) = session.run([wanted], {name: batch[name] for name in declared})
+    try:
+        (logits,) = session.run([wanted], {name: batch[name] for name in declared})
+    except InvalidArgument as error:
+        given = ", ".join(f"{name} {batch[name].dtype} {batch[name].shape}" for name in declared)
+        reason = str(error).splitlines()[0][:200]
+        raise BundleError(f"the ONNX file does not take what the preprocessing made ({given}): {reason}") from error
     return np.asarray(logits, dtype=np.float32)

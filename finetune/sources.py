@@ -9,8 +9,8 @@ from __future__ import annotations
 import importlib.metadata
 import importlib.util
 import re
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from fnmatch import fnmatch
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal, TypeVar
@@ -19,10 +19,13 @@ from finetune.errors import SourceError
 from finetune.model_files import (
     MODEL_FILES,
     PICKLE_FILES,
+    WEIGHT_SUFFIXES,
     check_model_files,
+    check_weight_file,
     first_line,
     has_pickle,
     has_safetensors,
+    is_timm_config,
     read_json_object,
     refuse_unsafe_config,
     wants_code,
@@ -31,6 +34,7 @@ from finetune.model_files import (
 __all__ = [
     "Kind",
     "Source",
+    "check_bare_weights",
     "check_model_files",
     "find_source",
     "hub_card_metadata",
@@ -51,7 +55,10 @@ Kind = Literal["model", "dataset"]
 
 @dataclass(frozen=True)
 class Source:
-    """A found model or data set. `path` is None only while it lives on the hub alone; `files` are its file names."""
+    """A found model or data set. `path` is None only while it lives on the hub alone; `files` are its file names.
+
+    A file of bare weights is of the kind `file` wherever it lies; `package` then still names the package it came with.
+    """
 
     name: str
     kind: Literal["package", "folder", "file", "hub"]
@@ -77,17 +84,40 @@ def find_source(name: str, *, revision: str | None = None, kind: Kind) -> Source
     else:
         source = Source(name, "folder" if path.is_dir() else "file", path.resolve(), files=_names(path))
     if kind == "model" and source.path is not None:
-        if not source.path.is_dir():
+        if source.path.is_dir():
+            refuse_unsafe_config(name, source.path)
+        elif source.path.suffix in WEIGHT_SUFFIXES:
+            return replace(source, kind="file")
+        else:
             raise SourceError(
-                f"backbone '{name}' is a file; give the folder that holds config.json and model.safetensors"
+                f"backbone '{name}' is a file; give the folder that holds config.json and model.safetensors, or a file of bare weights ({', '.join(WEIGHT_SUFFIXES)})"
             )
-        refuse_unsafe_config(name, source.path)
     return source
 
 
+def check_bare_weights(
+    source: Source, *, architecture: str | None, rename: str | Mapping[str, str] | None, allow_pickle: bool
+) -> None:
+    """Refuse what the recipe says of a file of bare weights when it does not fit, or the backbone is a model folder."""
+    if source.kind == "file":
+        check_weight_file(
+            source.name, source.files[0], architecture=architecture, rename=rename, allow_pickle=allow_pickle
+        )
+    elif architecture is not None or rename is not None:
+        key = "architecture" if architecture is not None else "rename"
+        raise SourceError(
+            f"backbone.{key}: only a file of bare weights needs it, and '{source.name}' is a model folder; remove the key"
+        )
+
+
 def local_model(source: Source, *, allow_pickle: bool) -> Path:
-    """The folder of a model's files, downloaded if need be; refuses pickles and models that bring their own code."""
+    """The folder of a model's files, downloaded if need be; refuses pickles and models that bring their own code.
+
+    A file of bare weights is given as it is.
+    """
     path = source.path
+    if source.kind == "file" and path is not None:
+        return path
     if path is None:
         from huggingface_hub import snapshot_download
 
@@ -227,8 +257,8 @@ def _hub_info(name: str, hub_name: str, revision: str | None, kind: Kind) -> Any
 def _cached(hub_name: str, revision: str | None) -> tuple[Path | None, bool]:
     """A snapshot in the local hub cache that has a model's weights, and whether all its files are there.
 
-    Another program may have fetched the weights without the tokenizer or the card: not whole, but better than nothing
-    when the hub cannot be reached.
+    Another program may have fetched the weights without the tokenizer (for pictures, the image processor, which timm keeps
+    in config.json) or the card: not whole, but better than nothing when the hub cannot be reached.
     """
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
@@ -251,8 +281,11 @@ def _cached(hub_name: str, revision: str | None) -> tuple[Path | None, bool]:
     shards = set(read_json_object(index).get("weight_map", {}).values()) if index.is_file() else set()
     if "config.json" not in names or not (has_safetensors(names) or has_pickle(names)) or shards - set(names):
         return None, False
-    tokenizer = any(fnmatch(n, p) for n in names for p in ("tokenizer.json", "vocab.*", "*.model"))
-    return path, whole and tokenizer and "README.md" in names
+    prepares = any(
+        fnmatch(n, p) for n in names for p in ("tokenizer.json", "vocab.*", "*.model", "preprocessor_config.json")
+    )
+    prepares = prepares or is_timm_config(read_json_object(path / "config.json"))
+    return path, whole and prepares and "README.md" in names
 
 
 def _ask_hub(name: str, call: Callable[[], T]) -> T:

@@ -13,7 +13,7 @@ def describe_checked(recipe: Recipe, checked: Checked) -> str:
         ("backbone", _source(checked.backbone.name, checked.backbone.package, checked.backbone.revision)),
         ("data", _source(checked.data.name, checked.data.package, checked.data.revision)),
         ("rows", f"{seen.rows:,}" if seen.rows is not None else "known when loaded"),
-        ("labels", ", ".join(seen.labels) if seen.labels else "known when loaded"),
+        ("labels", _labels(checked)),
         ("licence", checked.license["sentence"]),
         ("output", str(checked.workspace.bundle)),
     ]
@@ -23,6 +23,12 @@ def describe_checked(recipe: Recipe, checked: Checked) -> str:
     width = max(len(name) for name, _ in facts)
     lines = [f"{name:<{width}}  {text}" for name, text in facts]
     return "\n".join([*lines, f"{recipe.name}: ready to run"])
+
+
+def _labels(checked: Checked) -> str:
+    if checked.task.target.name == "regression":
+        return "a number each"
+    return ", ".join(checked.inspection.labels) if checked.inspection.labels else "known when loaded"
 
 
 def _source(name: str, package: str | None, revision: str | None) -> str:
@@ -35,4 +41,4 @@ def _phase(checked: Checked, index: int) -> str:
     rates = [rate for rate in phase.learning_rates if rate]
     span = f"{rates[-1]:.1e}" if len(rates) == 1 else f"{rates[0]:.1e} to {rates[-1]:.1e}"
     steps = f", {checked.steps[index]} steps" if checked.steps else ""
-    return f"{phase.name}: {phase.trainable} layer group{'s' if phase.trainable > 1 else ''}, up to {phase.epochs} epoch{'s' if phase.epochs > 1 else ''}{steps}, rates {span}, {phase.schedule}"
+    return f"{phase.name}: {phase.count} layer group{'s' if phase.count > 1 else ''}, up to {phase.epochs} epoch{'s' if phase.epochs > 1 else ''}{steps}, rates {span}, {phase.schedule}"

@@ -20,8 +20,7 @@ from finetune.release.card import validate_card
 from finetune.release.license import Component, judge, require_allowed
 from finetune.result import Report
 from finetune.serve import Predictor
-
-PROBES = 6
+from finetune.tasks import TASKS
 
 
 @dataclass(frozen=True)
@@ -109,39 +108,29 @@ def _check_license(report: Report, use: str | None) -> Finding:
 
 
 def _check_parity(bundle: Bundle, report: Report) -> Finding:
-    """Logits of torch and fp32 ONNX on texts made of the tokenizer's own words, from one token to the longest input."""
+    """Outputs of torch and fp32 ONNX on probes that the bundle itself suggests."""
     if importlib.util.find_spec("torch") is None or importlib.util.find_spec("transformers") is None:
         return Finding("parity", None, "needs torch and transformers; pip install 'finetune-recipes[train]'")
     import torch
+    import transformers
 
+    from finetune.modality import MODALITIES
     from finetune.model.quiet import quiet_transformers
 
+    task = TASKS[report.data["run"]["task"]]
     with quiet_transformers():
-        from transformers import AutoModelForSequenceClassification, AutoTokenizer
-
-        folder = bundle.path / files.MODEL_FOLDER
-        model = AutoModelForSequenceClassification.from_pretrained(
-            folder, local_files_only=True, trust_remote_code=False
+        auto = getattr(transformers, task.auto_class)
+        model = auto.from_pretrained(
+            bundle.path / files.MODEL_FOLDER, local_files_only=True, trust_remote_code=False
         ).eval()
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    texts = probe_texts(sorted(tokenizer.get_vocab()), bundle.preprocess.max_length)
-    found = Predictor(bundle.path, which="onnx", verify=False).logits(texts)
+    probes, encoder = MODALITIES[task.modality].probes(bundle), bundle.encoder()
+    found = Predictor(bundle.path, which="onnx", verify=False).logits(probes)
     with torch.inference_mode():
-        inputs = tokenizer(
-            texts, truncation=True, max_length=bundle.preprocess.max_length, padding=True, return_tensors="pt"
-        )
-        wanted = model(**{name: inputs[name] for name in bundle.preprocess.inputs}).logits.float().numpy()
+        inputs = {name: torch.from_numpy(array) for name, array in encoder.collate(encoder.encode(probes)).items()}
+        wanted = model(**inputs).logits.float().numpy()
     worst, limit = float(np.abs(found - wanted).max()), float(report.data["export"]["tolerance"])
     return Finding(
         "parity",
         worst <= limit,
-        f"torch and fp32 ONNX differ by at most {worst:.2g} on {len(texts)} probe texts (limit {limit:g})",
+        f"torch and fp32 ONNX differ by at most {worst:.2g} on {len(probes)} probe inputs (limit {limit:g})",
     )
-
-
-def probe_texts(vocabulary: Sequence[str], longest: int) -> list[str]:
-    """Texts of random words, always the same ones for one vocabulary; lengths double up to `longest` words."""
-    words = [word for word in vocabulary if word.isalpha()] or list(vocabulary)
-    rng = np.random.default_rng(0)
-    lengths = np.unique(np.geomspace(1, longest, PROBES).astype(int))
-    return [" ".join(rng.choice(words, size)) for size in lengths]

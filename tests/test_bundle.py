@@ -18,9 +18,10 @@ from hypothesis import strategies as st
 from finetune import bundle as contract
 from finetune.bundle import Bundle, free_bytes, publish, require_space, seal, start, write_json, write_preprocessing
 from finetune.errors import BundleError
-from finetune.preprocess import TextPreprocess
+from finetune.preprocess import ImageEncoder, ImagePreprocess, TextPreprocess
 
 TEXT = TextPreprocess(16, ("input_ids", "attention_mask"), 0)
+IMAGE = ImagePreprocess(crop=(8, 6), resize=9, mean=(0.1, 0.2, 0.3))
 FACTS = {"name": "tiny", "served": "onnx/model.onnx", "batch_invariant": True, "seed": 3}
 
 
@@ -34,7 +35,7 @@ def fill(partial: Path, weights: bytes = b"weights") -> Path:
     (partial / "onnx/model.onnx").write_bytes(weights)
     (partial / "tokenizer.json").write_text("{}")
     write_json(partial / "labels.json", ["no", "yes"])
-    write_preprocessing(partial, TEXT, 1.5)
+    write_preprocessing(partial, task="text_classification", target="single_label", preprocess=TEXT, temperature=1.5)
     write_json(partial / "report.json", {"format": 1, "metrics": {"accuracy": 0.5}})
     return partial
 
@@ -185,7 +186,17 @@ def edit(path: Path, name: str, **changes: object) -> None:
         ("manifest.json", {"served": "onnx/model.int8.onnx"}, r"onnx/model\.int8\.onnx is missing"),
         ("manifest.json", {"batch_invariant": "yes"}, "whether it is 'batch_invariant'"),
         ("preprocess.json", {"format": 2}, "format 2 is newer"),
-        ("preprocess.json", {"task": "telepathy"}, "task 'telepathy' is not known"),
+        ("preprocess.json", {"task": None}, "names no task"),
+        (
+            "preprocess.json",
+            {"target": "single_lable"},
+            "target 'single_lable' is not known; did you mean 'single_label'",
+        ),
+        ("preprocess.json", {"target": ["single_label"]}, "is not known"),
+        ("preprocess.json", {"image": {}}, "must have one section of text, image, but has 2"),
+        ("preprocess.json", {"interval": -1}, "interval must be null or a number"),
+        ("preprocess.json", {"interval": math.inf}, "interval must be null or a number"),
+        ("preprocess.json", {"interval": "1"}, "interval must be null or a number"),
         ("preprocess.json", {"temperature": 0}, "temperature must be a number above zero"),
         ("preprocess.json", {"temperature": math.nan}, "temperature must be a number above zero"),
         ("preprocess.json", {"temperature": True}, "temperature must be a number above zero"),
@@ -198,10 +209,58 @@ def test_a_document_that_cannot_be_right_is_refused(path, name, changes, words):
         Bundle.open(path, verify=False)
 
 
-@pytest.mark.parametrize("labels", [{}, ["one"], ["a", "a"], ["a", 1]])
-def test_labels_are_at_least_two_different_names(path, labels):
-    (path / "labels.json").write_text(json.dumps(labels))
-    with pytest.raises(BundleError, match="at least two different names"):
+LABELS_OF_TARGETS = {
+    "single_label": ([{}, [], ["one"], ["a", "a"], ["a", 1]], [["a", "b"]], "at least 2 names, all different"),
+    "multi_label": ([{}, [], ["a", "a"], [None]], [["a"], ["a", "b"]], "at least 1 names, all different"),
+    "regression": ([{}, ["one"], ["a", "b"]], [[]], "an empty list"),
+}
+
+
+@pytest.mark.parametrize("target", LABELS_OF_TARGETS)
+def test_a_target_has_as_many_label_names_as_it_can_answer_with(path, target):
+    refused, accepted, words = LABELS_OF_TARGETS[target]
+    edit(path, "preprocess.json", target=target)
+    for labels in refused:
+        (path / "labels.json").write_text(json.dumps(labels))
+        with pytest.raises(BundleError, match=words):
+            Bundle.open(path, verify=False)
+    for labels in accepted:
+        (path / "labels.json").write_text(json.dumps(labels))
+        bundle = Bundle.open(path, verify=False)
+        assert (bundle.labels, bundle.outputs) == (tuple(labels), len(labels) or 1)
+
+
+def test_a_bundle_from_before_there_were_targets_still_opens(path):
+    """Such a preprocess.json has neither target nor interval."""
+    document = {"format": 1, "task": "text_classification", "text": TEXT.to_json(), "temperature": 2.5}
+    (path / "preprocess.json").write_text(json.dumps(document))
+    seal(path, FACTS)
+    bundle = Bundle.open(path)
+    assert (bundle.target, bundle.modality, bundle.preprocess) == ("single_label", "text", TEXT)
+    assert (bundle.temperature, bundle.interval) == (2.5, None)
+
+
+def test_an_image_bundle_needs_no_tokenizer_and_keeps_its_interval(tmp_path):
+    partial = fill(start(tmp_path / "run"))
+    (partial / "tokenizer.json").unlink()
+    with pytest.raises(BundleError, match=r"tokenizer\.json is missing"):
+        seal(partial, FACTS)
+    write_preprocessing(partial, task="image_regression", target="regression", preprocess=IMAGE, interval=0.25)
+    write_json(partial / "labels.json", [])
+    seal(partial, FACTS)
+    publish(partial, tmp_path / "run")
+    bundle = Bundle.open(tmp_path / "run")
+    assert (bundle.task, bundle.modality, bundle.target) == ("image_regression", "image", "regression")
+    assert (bundle.preprocess, bundle.interval, bundle.temperature) == (IMAGE, 0.25, 1.0)
+    assert isinstance(bundle.encoder(), ImageEncoder)
+    assert bundle.encoder().settings == IMAGE
+
+
+def test_a_bundle_whose_tokenizer_is_not_in_the_manifest_does_not_open(path):
+    manifest = json.loads((path / "manifest.json").read_text())
+    del manifest["files"]["tokenizer.json"]
+    (path / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(BundleError, match=r"tokenizer\.json is missing"):
         Bundle.open(path, verify=False)
 
 

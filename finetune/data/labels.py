@@ -1,4 +1,4 @@
-"""From label names in the rows to label indices."""
+"""From the labels of rows to label names in index order."""
 
 from __future__ import annotations
 
@@ -11,14 +11,21 @@ from finetune.errors import DataError, nearest
 _INTEGER = re.compile(r"-?(0|[1-9][0-9]*)")
 
 
+ONE_LABEL = "every row has the label '{}'; a classifier needs at least two labels"
+
+
 def resolve_labels(
-    found: Mapping[str, str], listed: Sequence[str] | None, declared: Sequence[str] | None
+    found: Mapping[str, str],
+    listed: Sequence[str] | None,
+    declared: Sequence[str] | None,
+    alone: str = ONE_LABEL,
 ) -> tuple[tuple[str, ...], dict[str, int]]:
     """Label names in index order, and the index of every label that occurs.
 
     `found` maps each label in the data to the first place that has it; `listed` is data.labels; `declared` is the order
     of a ClassLabel. Without either, labels are sorted, integers by value. Integer labels 0…n−1 are
-    indices into `listed` when it names none of them. Raises DataError for labels that do not fit.
+    indices into `listed` when it names none of them. Raises DataError for labels that do not fit, and with the sentence
+    `alone` when there is only one.
     """
     if listed is None:
         if declared is not None:
@@ -36,7 +43,7 @@ def resolve_labels(
         index = _listed_index(found, names)
     if len(found) == 1:
         only = next(iter(found))
-        raise DataError(f"every row has the label '{only}'; a classifier needs at least two labels")
+        raise DataError(alone.format(only))
     return names, index
 
 

@@ -9,7 +9,6 @@ from pathlib import Path
 
 from finetune.errors import DataError
 
-TEXT_SUFFIXES = ("", ".text", ".txt")
 TABLE_SUFFIXES = {
     ".csv": "csv",
     ".tsv": "tsv",
@@ -31,6 +30,17 @@ class DataFile:
 
 
 @dataclass(frozen=True)
+class ClassFiles:
+    """Which files of a class folder are rows: endings in lower case, and what a message calls them."""
+
+    suffixes: frozenset[str]
+    called: str
+
+
+TEXT_FILES = ClassFiles(frozenset(("", ".text", ".txt")), ".txt files")
+
+
+@dataclass(frozen=True)
 class Layout:
     """The files of a source in a fixed order, their format, and how many files were left out."""
 
@@ -47,7 +57,9 @@ class Layout:
         return (f"{len(self.ignored)} files or folders were not read: {', '.join(self.ignored[:3])}{more}",)
 
 
-def find_layout(path: Path, wanted: str, exclude: Collection[Path] = ()) -> Layout:
+def find_layout(
+    path: Path, wanted: str, exclude: Collection[Path] = (), class_files: ClassFiles = TEXT_FILES
+) -> Layout:
     """The layout of a file or folder; `wanted` is data.format, `exclude` are paths that other splits read.
 
     Order is by name, never by the order in which the file system lists, so every machine reads the same rows.
@@ -58,13 +70,13 @@ def find_layout(path: Path, wanted: str, exclude: Collection[Path] = ()) -> Layo
     if path.is_file():
         return _one_file(path, wanted)
     hidden = {p.resolve() for p in exclude}
-    folder = _class_folders(path, hidden)
+    folder = _class_folders(path, hidden, class_files)
     tables = _tables(path, hidden)
     if wanted == "auto":
-        wanted = _guess(path, folder, tables)
+        wanted = _guess(path, folder, tables, class_files)
     if wanted == "folder":
         if not folder.files:
-            raise _no_classes(path)
+            raise _no_classes(path, class_files)
         return folder
     chosen = [file for file, kind in tables if kind == wanted]
     if not chosen:
@@ -84,8 +96,8 @@ def _one_file(path: Path, wanted: str) -> Layout:
     return Layout(kind, (DataFile(path, path.name),))
 
 
-def _class_folders(root: Path, exclude: Collection[Path]) -> Layout:
-    """Each visible subfolder that directly holds text files is a class."""
+def _class_folders(root: Path, exclude: Collection[Path], class_files: ClassFiles) -> Layout:
+    """Each visible subfolder that directly holds such files is a class."""
     files: list[DataFile] = []
     ignored: list[str] = []
     for folder in _entries(root):
@@ -96,7 +108,7 @@ def _class_folders(root: Path, exclude: Collection[Path]) -> Layout:
             continue
         for file in _entries(folder):
             place = f"{folder.name}/{file.name}"
-            if file.suffix.lower() in TEXT_SUFFIXES and file.is_file():
+            if file.suffix.lower() in class_files.suffixes and file.is_file():
                 files.append(DataFile(file, place, folder.name))
             else:
                 ignored.append(place)
@@ -108,7 +120,7 @@ def _tables(root: Path, exclude: Collection[Path]) -> list[tuple[DataFile, str]]
     return [(DataFile(p, p.name), kind) for p, kind in found if kind and p.is_file()]
 
 
-def _guess(root: Path, folder: Layout, tables: list[tuple[DataFile, str]]) -> str:
+def _guess(root: Path, folder: Layout, tables: list[tuple[DataFile, str]], class_files: ClassFiles) -> str:
     kinds = Counter(kind for _, kind in tables)
     classes = {file.label for file in folder.files}
     if len(classes) > 1 or (classes and not kinds):
@@ -120,20 +132,20 @@ def _guess(root: Path, folder: Layout, tables: list[tuple[DataFile, str]]) -> st
         )
     if kinds:
         return next(iter(kinds))
-    raise _no_classes(root)
+    raise _no_classes(root, class_files)
 
 
-def _no_classes(root: Path) -> DataError:
+def _no_classes(root: Path, class_files: ClassFiles) -> DataError:
     """Say what is missing, and point one level down when the class folders seem to be there."""
     for folder in _entries(root):
-        if folder.is_dir() and _class_folders(folder, ()).files:
+        if folder.is_dir() and _class_folders(folder, (), class_files).files:
             inner = folder.name
             return DataError(
                 f"the folder {root.name} holds no class folders, but {root.name}/{inner} does; "
                 f"give that as data.source, or name it under data.splits (train: {inner})"
             )
     return DataError(
-        f"the folder {root.name} holds neither class folders with .txt files nor CSV, TSV, JSON lines or Parquet files"
+        f"the folder {root.name} holds neither class folders with {class_files.called} nor CSV, TSV, JSON lines or Parquet files"
     )
 
 

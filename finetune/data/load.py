@@ -1,7 +1,7 @@
-"""Tables of labelled texts from files, folders and the hub, as `datasets.Dataset` with text, label and place.
+"""Rows from files, folders and the hub.
 
-The datasets library is imported when a table is loaded. Local files never pass through its cache, so neither a full home
-folder nor a stale copy can get in the way; hub data sets live in the cache under their revision.
+The datasets library is imported when a hub data set is loaded, and lives with its cache, under the revision. Local files
+never pass through it, so neither a full home folder nor a stale copy can get in the way.
 """
 
 from __future__ import annotations
@@ -11,12 +11,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from finetune.data.layout import find_layout
-from finetune.data.read import Columns, as_label, as_text, read_rows, require_columns
+from finetune.data.layout import Layout, find_layout
+from finetune.data.read import Collected, Reading, read_rows, reading_of
 from finetune.data.rows import Rows
+from finetune.data.tables import require_columns
 from finetune.errors import DataError, SourceError, nearest
 from finetune.recipe.types import DataSettings
 from finetune.sources import Source
+from finetune.tasks import TaskSpec
 
 POOL = "pool"  # the table whose rows are divided by shares
 
@@ -52,9 +54,10 @@ def wanted_tables(settings: DataSettings) -> tuple[dict[str, str | None], dict[s
     return {POOL: pool, **tables}, {name: shares[name] / whole for name in ("test", "validation") if name in shares}
 
 
-def load_tables(settings: DataSettings, source: Source, named: Mapping[str, Source | str]) -> Tables:
+def load_tables(task: TaskSpec, settings: DataSettings, source: Source, named: Mapping[str, Source | str]) -> Tables:
     """Load every table that the recipe asks for. `named` holds, for a named split, its Source or hub split name."""
     refuse_format(settings, source)
+    reading = reading_of(task, settings)
     wanted, shares = wanted_tables(settings)
     origins = split_origins(wanted, named)
     paths = [origin.path for origin in origins.values() if isinstance(origin, Source) and origin.path]
@@ -63,11 +66,11 @@ def load_tables(settings: DataSettings, source: Source, named: Mapping[str, Sour
     for role in wanted:
         origin = origins.get(role)
         if isinstance(origin, Source) and origin.path is not None:
-            rows[role] = _through_datasets(read_local(settings, origin.path))
+            rows[role] = read_local(reading, settings, origin.path)
         elif hub is not None:
-            rows[role] = _hub_rows(settings, source, hub, origin if isinstance(origin, str) else None)
+            rows[role] = _hub_rows(reading, source, hub, origin if isinstance(origin, str) else None)
         elif source.path is not None and origin is None:
-            rows[role] = _through_datasets(read_local(settings, source.path, paths))
+            rows[role] = read_local(reading, settings, source.path, paths)
         else:
             raise SourceError(f"data.splits.{role}: '{wanted[role]}' is not a local file or folder of {source.name}")
     return Tables(rows, shares)
@@ -93,21 +96,15 @@ def split_origins(wanted: Mapping[str, str | None], named: Mapping[str, Source |
     return origins
 
 
-def read_local(settings: DataSettings, path: Path, exclude: Collection[Path] = ()) -> Rows:
+def read_local(reading: Reading, settings: DataSettings, path: Path, exclude: Collection[Path] = ()) -> Rows:
     """The rows of a local file or folder, in a fixed order; `exclude` are paths that belong to other splits."""
+    return read_rows(local_layout(reading, settings, path, exclude), reading)
+
+
+def local_layout(reading: Reading, settings: DataSettings, path: Path, exclude: Collection[Path] = ()) -> Layout:
+    """Which files a local file or folder is read from."""
     wanted = "auto" if settings.format == "hub" else settings.format
-    columns = Columns(settings.text_column, settings.label_column)
-    return read_rows(find_layout(path, wanted, exclude), columns, settings.encoding)
-
-
-def _through_datasets(rows: Rows) -> Rows:
-    """The rows as a typed in-memory table of the datasets library, which refuses what is not text."""
-    from datasets import Dataset, Features, Value
-
-    features = Features({name: Value("large_string") for name in ("text", "label", "place")})
-    table = Dataset.from_dict({"text": rows.texts, "label": rows.labels, "place": rows.places}, features=features)
-    texts, labels, places = (tuple(table[name][:]) for name in ("text", "label", "place"))
-    return Rows(rows.columns, texts, labels, places, notes=rows.notes)
+    return find_layout(path, wanted, exclude, reading.modality.class_files)
 
 
 def _needs_hub(source: Source, origins: Mapping[str, Source | str], wanted: Mapping[str, str | None]) -> bool:
@@ -139,7 +136,7 @@ def _load_hub(settings: DataSettings, source: Source) -> Mapping[str, Any]:
     return loaded
 
 
-def _hub_rows(settings: DataSettings, source: Source, hub: Mapping[str, Any], split: str | None) -> Rows:
+def _hub_rows(reading: Reading, source: Source, hub: Mapping[str, Any], split: str | None) -> Rows:
     """Rows of one hub split; without a name the one split there is, or `train`, with a note on the others."""
     notes: tuple[str, ...] = ()
     if split is None:
@@ -151,24 +148,44 @@ def _hub_rows(settings: DataSettings, source: Source, hub: Mapping[str, Any], sp
             notes = (f"only the split 'train' is used; name {', '.join(others)} under data.splits to use them",)
     elif split not in hub:
         raise DataError(f"'{source.name}' has no split '{split}'{nearest(split, hub)}")
-    table = hub[split]
-    name = f"{source.name.partition('@')[0]}/{split}"
-    columns = Columns(settings.text_column, settings.label_column)
+    return _table_rows(reading, hub[split], f"{source.name.partition('@')[0]}/{split}", notes)
+
+
+def _table_rows(reading: Reading, table: Any, name: str, notes: tuple[str, ...]) -> Rows:
+    """Rows of a `datasets.Dataset`. Images stay encoded: the library would decode every one, and in ways of its own."""
+    from datasets import Image
+
+    columns = reading.columns
     require_columns(table.column_names, columns, name)
-    names = getattr(table.features[columns.label], "names", None)
-    places = tuple(f"{name}:{number}" for number in range(1, len(table) + 1))
-    texts = tuple(as_text(text, place) for text, place in zip(table[columns.text][:], places, strict=True))
-    labels = tuple(
-        as_label(_class_name(label, names), place) for label, place in zip(table[columns.label][:], places, strict=True)
-    )
-    if not labels:
+    all_columns = tuple(table.column_names)
+    table = table.select_columns(list(dict.fromkeys(column for _, column in columns.by_key)))
+    for column, feature in table.features.items():
+        if isinstance(feature, Image):
+            table = table.cast_column(column, Image(decode=False))
+    names = {column: _class_names(feature) for column, feature in table.features.items()}
+    rows = Collected(reading, columns=all_columns)
+    number = 0
+    for batch in table.iter(batch_size=1000):
+        for cells in zip(*batch.values(), strict=True):
+            number += 1
+            row = {column: _named(cell, names[column]) for column, cell in zip(batch, cells, strict=True)}
+            rows.add(columns.pick(row, f"{name}:{number}"), reading.root)
+    if not rows.labels:
         raise DataError(f"{name} holds no rows")
-    order = tuple(names) if names else None
-    return Rows(tuple(table.column_names), texts, labels, places, label_order=order, notes=notes)
+    order = names[columns.labels[0]] if len(columns.labels) == 1 else None
+    return rows.rows(notes, tuple(order) if order else None)
 
 
-def _class_name(label: object, names: list[str] | None) -> object:
-    """The name of a ClassLabel index; −1 stands for an unlabelled row by the hub's convention."""
-    if names is None or not isinstance(label, int):
-        return label
-    return names[label] if label >= 0 else None
+def _class_names(feature: Any) -> list[str] | None:
+    """The names of a ClassLabel, or of the ClassLabel in a list."""
+    names: list[str] | None = getattr(getattr(feature, "feature", feature), "names", None)
+    return names
+
+
+def _named(cell: object, names: list[str] | None) -> object:
+    """The names of ClassLabel indices; −1 stands for an unlabelled row by the hub's convention."""
+    if isinstance(cell, list):
+        return [_named(item, names) for item in cell]
+    if names is None or not isinstance(cell, int):
+        return cell
+    return names[cell] if cell >= 0 else None

@@ -3,27 +3,36 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from finetune.preprocess.image_file import ImageFile
+
 SPLITS = ("train", "validation", "test")
+
+Input = str | ImageFile
+"""A text, or an encoded image that was not opened yet."""
+RawLabel = str | tuple[str, ...] | float
+"""One label's name or value, the labels of a row (none is a label set too), or a number: by the task's target."""
 
 
 @dataclass(frozen=True)
 class Rows:
-    """Rows as they were read: an empty text stands for a missing one; a label is always there, as its name.
+    """Rows as they were read: an empty text stands for a missing one; a label is always there.
 
+    `strata` holds the row's values of data.stratify_by as one string, and is empty where the recipe names none.
     `label_order` is the index order that the data itself declares (a ClassLabel), `notes` are sentences for the audit.
     """
 
     columns: tuple[str, ...]
-    texts: tuple[str, ...]
-    labels: tuple[str, ...]
+    inputs: tuple[Input, ...]
+    labels: tuple[RawLabel, ...]
     places: tuple[str, ...]
+    strata: tuple[str, ...] = ()
     label_order: tuple[str, ...] | None = None
     notes: tuple[str, ...] = ()
 
@@ -33,19 +42,23 @@ class Rows:
 
 @dataclass(frozen=True)
 class Split:
-    """The rows of one split: texts, label indices (int64, shape (N,)) and where each row came from."""
+    """The rows of one split: inputs, their labels, and where each row came from.
 
-    texts: tuple[str, ...]
-    labels: NDArray[np.int64]
+    Labels are indices (int64, shape (N,)) for a single label, 0 and 1 (float32, (N, C)) for several, and values
+    (float32, (N,)) for regression.
+    """
+
+    inputs: tuple[Input, ...]
+    labels: NDArray[Any]
     places: tuple[str, ...]
 
     def __len__(self) -> int:
-        return len(self.texts)
+        return len(self.inputs)
 
 
 @dataclass(frozen=True)
-class TextData:
-    """Label names in index order, three splits, the audit (JSON-ready) and a fingerprint of all of it."""
+class LabelledData:
+    """Label names in index order (none for regression), three splits, the audit (JSON-ready), a fingerprint of all of it."""
 
     labels: tuple[str, ...]
     train: Split
@@ -55,10 +68,12 @@ class TextData:
     fingerprint: str
 
 
-def fingerprint(labels: Iterable[str], splits: Iterable[Split]) -> str:
-    """SHA-256 in hex over label names, texts, label indices, split membership and row order.
+def fingerprint(names: Iterable[str], contents: Iterable[tuple[NDArray[Any], Sequence[str]]]) -> str:
+    """SHA-256 in hex over label names, contents of the inputs, labels, split membership and row order.
 
-    Every item is written with its length first, so that no two different data sets spell the same bytes.
+    `contents` holds, per split, the labels and one string per row that says what its input is: the text, or the digest
+    of an image's pixels. Every item is written with its length first, so that no two different data sets spell the same
+    bytes.
     """
     digest = hashlib.sha256()
 
@@ -67,11 +82,13 @@ def fingerprint(labels: Iterable[str], splits: Iterable[Split]) -> str:
         digest.update(len(data).to_bytes(8, "little"))
         digest.update(data)
 
-    for name in labels:
+    for name in names:
         add(name)
-    for split in splits:
-        digest.update(b"split" + len(split).to_bytes(8, "little"))
-        digest.update(np.ascontiguousarray(split.labels, dtype="<i8").tobytes())
-        for text in split.texts:
-            add(text)
+    for labels, inputs in contents:
+        digest.update(b"split" + len(inputs).to_bytes(8, "little"))
+        if labels.dtype.kind == "f":
+            digest.update(repr(labels.shape).encode())
+        digest.update(np.ascontiguousarray(labels, dtype="<f4" if labels.dtype.kind == "f" else "<i8").tobytes())
+        for item in inputs:
+            add(item)
     return digest.hexdigest()

@@ -9,64 +9,84 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class _Group:
-    """Rows that must stay together; `key` is the smallest key of its rows, `label` the one that most of them have."""
+    """Rows that must stay together; `key` is the smallest key of its rows, `stratum` the one that most of them have."""
 
     key: int
-    label: int
+    stratum: int
     rows: tuple[int, ...]
 
 
 def assign_splits(
     keys: Sequence[int],
     groups: Sequence[int],
-    labels: Sequence[int],
+    strata: Sequence[int],
     shares: Mapping[str, float],
     *,
     rest: str = "train",
-    stratify: bool = True,
+    at_least_one: bool = True,
 ) -> list[str]:
     """The split of every row.
 
-    `keys` order the rows (a hash of seed and text, so that order does not depend on where a row stood), `groups` says
-    which rows belong together, `shares` is the share of rows for every split but `rest`. Per label (or over all rows,
-    if not stratified) groups are taken in key order: each goes to the first split that has room for all its rows,
-    else to `rest`. So a new row displaces about one row at each border between splits, not all of them. With
-    stratification every split gets at least one row of each label as far as the label has groups enough; `rest` is
-    served first.
+    `keys` order the rows (a hash of seed and input, so that order does not depend on where a row stood), `groups` says
+    which rows belong together, `shares` is the share of rows for every split but `rest`. Per stratum groups are taken
+    in key order: each goes to the first split that has room for all its rows, else to `rest`. So a new row displaces
+    about one row at each border between splits, not all of them. With `at_least_one` every split gets at least one row
+    of each stratum as far as the stratum has groups enough; `rest` is served first.
     """
-    strata: dict[int, list[_Group]] = defaultdict(list)
-    for group in _collect(keys, groups, labels):
-        strata[group.label if stratify else 0].append(group)
+    members: dict[int, list[_Group]] = defaultdict(list)
+    for group in _collect(keys, groups, strata):
+        members[group.stratum].append(group)
+    sizes = {stratum: sum(len(group.rows) for group in found) for stratum, found in members.items()}
+    rooms = _rooms(sizes, shares)
     result = [rest] * len(keys)
-    for members in strata.values():
-        for split, chosen in _divide(members, shares, at_least_one=stratify).items():
+    for stratum, found in members.items():
+        room = {split: max(int(at_least_one), rooms[split][stratum]) for split in shares}
+        for split, chosen in _divide(found, room, at_least_one=at_least_one).items():
             for group in chosen:
                 for row in group.rows:
                     result[row] = split
     return result
 
 
-def _collect(keys: Sequence[int], groups: Sequence[int], labels: Sequence[int]) -> list[_Group]:
+def _rooms(sizes: Mapping[int, int], shares: Mapping[str, float]) -> dict[str, dict[int, int]]:
+    """Rows of each stratum for each split: rounded, then mended so that they add up to the split's share of all rows.
+
+    Where the rounded numbers miss it, those that were rounded farthest the wrong way give way first: the method of the
+    largest remainder.
+    """
+    left = dict(sizes)
+    rooms: dict[str, dict[int, int]] = {}
+    for split, share in shares.items():
+        room = {stratum: min(left[stratum], int(size * share + 0.5)) for stratum, size in sizes.items()}
+        missing = int(sum(sizes.values()) * share + 0.5) - sum(room.values())
+        step = 1 if missing > 0 else -1
+        able = [stratum for stratum in sizes if 0 <= room[stratum] + step <= left[stratum]]
+        able.sort(key=lambda stratum: (step * (room[stratum] - sizes[stratum] * share), stratum))
+        for stratum in able[: abs(missing)]:
+            room[stratum] += step
+        rooms[split] = room
+        left = {stratum: left[stratum] - room[stratum] for stratum in sizes}
+    return rooms
+
+
+def _collect(keys: Sequence[int], groups: Sequence[int], strata: Sequence[int]) -> list[_Group]:
     rows: dict[int, list[int]] = defaultdict(list)
     for row, group in enumerate(groups):
         rows[group].append(row)
     collected = []
     for members in rows.values():
-        votes = Counter(labels[row] for row in members)
-        label = min(votes, key=lambda name: (-votes[name], name))
-        collected.append(_Group(min(keys[row] for row in members), label, tuple(members)))
+        votes = Counter(strata[row] for row in members)
+        stratum = min(votes, key=lambda number: (-votes[number], number))
+        collected.append(_Group(min(keys[row] for row in members), stratum, tuple(members)))
     return sorted(collected, key=lambda group: group.key)
 
 
-def _divide(groups: list[_Group], shares: Mapping[str, float], *, at_least_one: bool) -> dict[str, list[_Group]]:
-    """Groups for every split of `shares`; what is in none of them belongs to the rest."""
-    total = sum(len(group.rows) for group in groups)
-    least = 1 if at_least_one else 0
-    room = {split: max(least, int(total * share + 0.5)) for split, share in shares.items()}
-    chosen: dict[str, list[_Group]] = {split: [] for split in shares}
+def _divide(groups: list[_Group], room: dict[str, int], *, at_least_one: bool) -> dict[str, list[_Group]]:
+    """Groups for every split that has room; what is in none of them belongs to the rest."""
+    chosen: dict[str, list[_Group]] = {split: [] for split in room}
     left: list[_Group] = []
     for group in groups:
-        split = next((name for name in shares if len(group.rows) <= room[name]), None)
+        split = next((name for name in room if len(group.rows) <= room[name]), None)
         if split is None:
             left.append(group)
         else:

@@ -1,18 +1,49 @@
 """What a model is worth: metrics with intervals, calibration, baselines. numpy here; scikit-learn and scipy only when called."""
 
-from finetune.evaluation.baselines import majority_baseline, tfidf_baseline
-from finetune.evaluation.calibration import calibration_report, expected_calibration_error, fit_temperature, softmax
-from finetune.evaluation.metrics import check_metrics, evaluate_classification, higher_is_better, score
+from finetune.evaluation import multi_label, regression, single_label
+from finetune.evaluation.baselines import baselines
+from finetune.evaluation.calibration import calibration_report, decision_calibration_report, softmax
+from finetune.evaluation.conformal import interval_report
+from finetune.evaluation.spec import Evaluation
 
-__all__ = [
-    "calibration_report",
-    "check_metrics",
-    "evaluate_classification",
-    "expected_calibration_error",
-    "fit_temperature",
-    "higher_is_better",
-    "majority_baseline",
-    "score",
-    "softmax",
-    "tfidf_baseline",
-]
+EVALUATIONS: dict[str, Evaluation] = {
+    "single_label": Evaluation(
+        metrics=single_label.METRICS,
+        score=single_label.score,
+        higher_is_better=single_label.higher_is_better,
+        check_metrics=single_label.check_metrics,
+        measure=single_label.measure,
+        evaluate=single_label.evaluate,
+        calibrate=calibration_report,
+        agreement=single_label.agreement,
+        drop=single_label.drop,
+        hardness=single_label.hardness,
+    ),
+    "multi_label": Evaluation(
+        metrics=multi_label.METRICS,
+        score=multi_label.score,
+        higher_is_better=multi_label.higher_is_better,
+        check_metrics=multi_label.check_metrics,
+        measure=multi_label.measure,
+        evaluate=multi_label.evaluate,
+        calibrate=decision_calibration_report,
+        agreement=multi_label.agreement,
+        drop=multi_label.drop,
+        hardness=multi_label.hardness,
+    ),
+    "regression": Evaluation(
+        metrics=regression.METRICS,
+        score=regression.score,
+        higher_is_better=regression.higher_is_better,
+        check_metrics=regression.check_metrics,
+        measure=regression.measure,
+        evaluate=regression.evaluate,
+        calibrate=interval_report,
+        agreement=regression.agreement,
+        drop=regression.drop,
+        hardness=regression.hardness,
+    ),
+}
+"""By the name of the target."""
+
+__all__ = ["EVALUATIONS", "Evaluation", "baselines", "softmax"]

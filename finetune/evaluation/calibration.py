@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from finetune.evaluation.logits import Floats, Integers, checked, log_softmax, row_losses
+from finetune.evaluation.logits import Floats, Integers, checked, checked_decisions, log_softmax, row_losses
 
 TEMPERATURE_RANGE = (0.05, 20.0)
 """Outside it a temperature says that the logits are unusable, not that they need scaling."""
@@ -106,6 +106,30 @@ def calibration_report(
         result[f"brier_{when}"] = _brier(probabilities, labels)
         result[f"bins_{when}"] = reliability_bins(probabilities, labels, bins)
     return result
+
+
+def decision_calibration_report(
+    validation_logits: npt.NDArray[Any],
+    validation_labels: npt.NDArray[Any],
+    test_logits: npt.NDArray[Any],
+    test_labels: npt.NDArray[Any],
+    bins: int,
+) -> dict[str, Any]:
+    """`calibration_report` for any number of labels per row: one temperature for all logits, over all (row, label) decisions.
+
+    Args: logits and labels (N, C), labels 0 or 1. Confidence is the probability of the decision taken, yes or no, so it is never
+    below one half; nll is the mean binary cross-entropy.
+    """
+    return calibration_report(
+        *_decisions(validation_logits, validation_labels), *_decisions(test_logits, test_labels), bins
+    )
+
+
+def _decisions(logits: npt.NDArray[Any], labels: npt.NDArray[Any]) -> tuple[Floats, Integers]:
+    """Each (row, label) as a row of two classes, no and yes, with logits (N·C, 2): σ(z) is softmax(0, z)."""
+    logits, labels = checked_decisions(logits, labels)
+    yes = logits.ravel()
+    return np.stack([np.zeros_like(yes), yes], axis=1), labels.ravel().astype(np.int64)
 
 
 def _brier(probabilities: Floats, labels: Integers) -> float:

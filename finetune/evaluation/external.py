@@ -11,21 +11,40 @@ import importlib.util
 import math
 import os
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from finetune.errors import RecipeError
-from finetune.evaluation.logits import Integers
-from finetune.recipe.types import BUILTIN_METRICS
+from finetune.recipe.task_names import METRICS
 
 PREFIX = "evaluate:"
+
+
+@dataclass(frozen=True)
+class Given:
+    """What a metric is given as predictions and as references, for one target."""
+
+    words: str
+    config: str | None
+    """The library's name for a metric over lists, which its own metrics ask for before they accept rows of 0 and 1."""
+    column: str = ""
+    """How the type of a column that can hold it begins: the library would cut 0.25 down to a whole 0 without a word."""
+
+
+GIVEN = {
+    "single_label": Given("predicted labels", None),
+    "multi_label": Given("rows of 0 and 1, one for each label", "multilabel"),
+    "regression": Given("numbers", None, "float"),
+}
 _OFFLINE = ("HF_HUB_OFFLINE", "HF_EVALUATE_OFFLINE", "HF_DATASETS_OFFLINE", "TRANSFORMERS_OFFLINE")
 
 
-def load(metric: str) -> Any:
-    """The evaluate module that `evaluate:NAME_OR_PATH` names.
+def load(metric: str, target: str) -> Any:
+    """The evaluate module that `evaluate:NAME_OR_PATH` names, set up for what `target` gives it.
 
     Raises RecipeError: library not installed, no such file, not on the Hub, Hub not reachable, or a script that fails to load.
     """
@@ -40,34 +59,44 @@ def load(metric: str) -> Any:
 
         with _offline_if_asked(evaluate):
             # In memory: the default writes predictions to a shared cache folder and locks it.
-            return evaluate.load(str(script or name), keep_in_memory=True)
+            return evaluate.load(str(script or name), GIVEN[target].config, keep_in_memory=True)
     except (FileNotFoundError, ConnectionError) as error:
         if script is None:
-            raise RecipeError(_unreachable(metric, name)) from error
+            raise RecipeError(_unreachable(metric, name, METRICS[target])) from error
         raise RecipeError(f"evaluation.metrics: '{metric}' could not be loaded: {_one_line(error)}") from error
     except Exception as error:
         # The script is somebody else's code, so anything may come out of it; the user needs its name and its words.
         raise RecipeError(f"evaluation.metrics: '{metric}' could not be loaded: {_one_line(error)}") from error
 
 
-def try_out(module: Any, metric: str, classes: int) -> None:
-    """Score `classes` made-up rows, so that a metric that cannot score labels is refused before training."""
-    labels = np.arange(classes, dtype=np.int64)
-    _compute(module, metric, labels, labels)
+def try_out(metric: str, target: str, sample: npt.NDArray[Any]) -> None:
+    """Score made-up rows as if all were right, so that a metric that cannot score them is refused before training.
+
+    RecipeError as `load` raises, or because the metric fails or does not return one number.
+    """
+    module = load(metric, target)
+    forms = module.features if isinstance(module.features, list) else [module.features]
+    types = {str(getattr(column, "dtype", "a list")) for form in forms for column in form.values()}
+    if not any(name.startswith(GIVEN[target].column) for name in types):
+        raise RecipeError(
+            f"evaluation.metrics: '{metric}' cannot score {GIVEN[target].words}: it takes {', '.join(sorted(types))}; "
+            f"declare its columns as {GIVEN[target].column}32"
+        )
+    _compute(module, metric, target, sample, sample)
 
 
-def value(metric: str, predictions: Integers, labels: Integers) -> float | None:
-    """The metric of predicted labels (N,) against true ones (N,); None if it is NaN or infinite."""
-    number = _compute(load(metric), metric, predictions, labels)
+def value(metric: str, target: str, predictions: npt.NDArray[Any], labels: npt.NDArray[Any]) -> float | None:
+    """The metric of predictions against true labels, (N,) or (N, C) each; None if it is NaN or infinite."""
+    number = _compute(load(metric, target), metric, target, predictions, labels)
     return number if math.isfinite(number) else None
 
 
-def _compute(module: Any, metric: str, predictions: Integers, labels: Integers) -> float:
+def _compute(module: Any, metric: str, target: str, predictions: npt.NDArray[Any], labels: npt.NDArray[Any]) -> float:
     try:
         answer = module.compute(predictions=predictions.tolist(), references=labels.tolist())
     except Exception as error:
         raise RecipeError(
-            f"evaluation.metrics: '{metric}' cannot score predicted labels as it stands: {_one_line(error)}"
+            f"evaluation.metrics: '{metric}' cannot score {GIVEN[target].words} as it stands: {_one_line(error)}"
         ) from error
     if not isinstance(answer, Mapping):
         raise RecipeError(
@@ -111,13 +140,9 @@ def _offline() -> bool:
     return any(os.environ.get(name, "").upper() in {"1", "ON", "YES", "TRUE"} for name in _OFFLINE)
 
 
-def _unreachable(metric: str, name: str) -> str:
+def _unreachable(metric: str, name: str, known: tuple[str, ...]) -> str:
     why = "offline mode is on" if _offline() else "it is not there or cannot be reached"
-    built_in = (
-        f"use the built-in metric '{name}'"
-        if name in BUILTIN_METRICS
-        else f"use a built-in metric ({', '.join(BUILTIN_METRICS)})"
-    )
+    built_in = f"use the built-in metric '{name}'" if name in known else f"use a built-in metric ({', '.join(known)})"
     return (
         f"evaluation.metrics: '{metric}' is a script on the Hub, but {why} and no copy is cached; "
         f"{built_in}, load it once with a network, or name a local script (evaluate:./my_metric.py)"

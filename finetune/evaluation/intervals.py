@@ -3,33 +3,18 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
 from statistics import NormalDist
 
 import numpy as np
 
+from finetune.evaluation.counts import Counts
 from finetune.evaluation.logits import Floats, Integers
 
 _CHUNK = 4_000_000
 """Numbers that one step of a bootstrap may hold at once (32 MB of float64)."""
-
-
-@dataclass(frozen=True)
-class Counts:
-    """What the metrics of a single-label classifier are functions of; each array ends in a class axis, (..., C).
-
-    hits: rows of a class that were given that class. truth: rows of a class. predicted: rows given that class.
-    """
-
-    hits: Floats
-    truth: Floats
-    predicted: Floats
-
-    @classmethod
-    def of(cls, confusion: Integers) -> Counts:
-        """Counts of one confusion matrix (C, C), rows = truth."""
-        cells = confusion.astype(np.float64)
-        return cls(np.diagonal(cells).copy(), cells.sum(axis=1), cells.sum(axis=0))
+RESAMPLES = 1000
+CONFIDENCE = 0.95
 
 
 def wilson(successes: int, rows: int, confidence: float) -> tuple[float, float]:
@@ -81,10 +66,33 @@ def resample_means(values: Floats, resamples: int, seed: int) -> Floats:
     return means
 
 
+def resampled_weights(rows: int, resamples: int, seed: int) -> Iterator[Floats]:
+    """How often each row is drawn in each bootstrap sample, as parts (r, N) of the whole (R, N), so that memory stays small."""
+    generator = np.random.default_rng(seed)
+    step = max(1, _CHUNK // (4 * rows))  # the formulas hold a few arrays of this size at once
+    for start in range(0, resamples, step):
+        size = min(step, resamples - start)
+        cells = generator.integers(0, rows, size=(size, rows)) + rows * np.arange(size)[:, None]
+        yield np.bincount(cells.ravel(), minlength=size * rows).reshape(size, rows).astype(np.float64)
+
+
+def resample(
+    formulas: Mapping[str, Callable[[Floats], Floats]], rows: int, resamples: int, seed: int
+) -> dict[str, Floats]:
+    """Each formula, a function of row weights (r, N) giving (r,), over the same `resamples` bootstrap samples: arrays (R,)."""
+    parts = [{name: formula(weights) for name, formula in formulas.items()}
+             for weights in resampled_weights(rows, resamples, seed)]  # fmt: skip
+    return {name: np.concatenate([part[name] for part in parts]) for name in formulas}
+
+
 def percentiles(value: float, samples: Floats, confidence: float) -> tuple[float, float]:
     """Percentile bootstrap interval (Efron 1979), widened to the measured value if it lies outside.
 
     A statistic such as macro F1 is biased under resampling, so the plain interval need not contain the measurement.
+    Samples in which the statistic is undefined (NaN) are left out.
     """
+    samples = samples[~np.isnan(samples)]
+    if not len(samples):
+        return value, value
     low, high = np.quantile(samples, [(1 - confidence) / 2, (1 + confidence) / 2])
     return min(float(low), value), max(float(high), value)

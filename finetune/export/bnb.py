@@ -6,7 +6,6 @@ int8 kernels behind it; the measured row in the report says how much. It is neve
 
 from __future__ import annotations
 
-import importlib.util
 import logging
 import time
 from collections.abc import Iterator, Sequence
@@ -19,19 +18,11 @@ import torch
 
 from finetune.errors import ExportError
 from finetune.export.choose import Yardstick
-from finetune.export.parity import Batch, Logits, Predict, compare_logits, spread_rows
+from finetune.export.parity import Batch, Logits, Predict
+from finetune.export.support import check_bitsandbytes
 
 BUDGET_SECONDS = 60.0
 """Validation rows are run until this much time has passed; the report says how many there were."""
-
-
-def require_bitsandbytes() -> None:
-    """ExportError naming the extra if bitsandbytes cannot be imported. Cheap: nothing is imported."""
-    if importlib.util.find_spec("bitsandbytes") is None:
-        raise ExportError(
-            "export.bitsandbytes is on, but bitsandbytes is not installed; "
-            "pip install 'finetune-recipes[bitsandbytes]' or set export.bitsandbytes to false"
-        )
 
 
 def load_bitsandbytes(folder: Path, *, skip: Sequence[str], device: str = "cpu") -> tuple[Predict, int]:
@@ -39,7 +30,7 @@ def load_bitsandbytes(folder: Path, *, skip: Sequence[str], device: str = "cpu")
 
     `skip` names the modules that keep their precision (the head). ExportError if bitsandbytes is missing or refuses.
     """
-    require_bitsandbytes()
+    check_bitsandbytes("text")
     from transformers import AutoModelForSequenceClassification, BitsAndBytesConfig
 
     config = BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=list(skip))
@@ -72,7 +63,7 @@ def measure_bitsandbytes(
     """
     device = "cuda" if torch.cuda.is_available() else "cpu"
     predict, size = load_bitsandbytes(folder, skip=skip, device=device)
-    sample = spread_rows(yardstick.rows, 32)
+    sample = yardstick.sample(32)
     predict(yardstick.encoder.collate(sample[:1]))
     single = float(np.median([_milliseconds(predict, yardstick.encoder.collate([row])) for row in sample[:3]]))
     many = _milliseconds(predict, yardstick.encoder.collate(sample))
@@ -86,7 +77,7 @@ def measure_bitsandbytes(
             break
     logits = np.concatenate(parts)
     seen = order[: len(logits)]
-    compared = compare_logits(torch_logits[seen], logits)
+    compared = yardstick.judge.compare(torch_logits[seen], logits, yardstick.labels[seen])
     where = cpu_name if device == "cpu" else torch.cuda.get_device_name()
     honest = (
         "a memory saving, not a speed-up: on a CPU it is slower than fp32" if device == "cpu" else "a memory saving"
@@ -97,7 +88,7 @@ def measure_bitsandbytes(
         "throughput": {"1": round(1000 / single, 2), "32": round(32_000 / many, 2)},
         "agreement": compared["agreement"],
         "max_abs_diff": compared["max_abs_diff"],
-        "metric": float(yardstick.score(logits, yardstick.labels[seen])),
+        "metric": float(yardstick.judge.score(logits, yardstick.labels[seen])),
         "rows": len(logits),
         "note": f"torch with LLM.int8 weights on {where}, measured on {len(logits)} of {len(order)} validation rows; {honest}.",
     }

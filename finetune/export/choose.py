@@ -1,58 +1,76 @@
-"""Which int8 form to ship: build the candidates, measure them as they would be served, keep the best that passes."""
+"""The workbench on which int8 forms are built, measured as they would be served, and judged against fp32 ONNX."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from finetune.errors import BundleError, ExportError
+from finetune.export.judge import Judge
 from finetune.export.parity import (
+    INVARIANCE_TOLERANCE,
     Batch,
     Logits,
     Predict,
     batch_invariant,
-    compare_logits,
     measure_speed,
     predict_rows,
-    row_by_row,
-    spread_rows,
 )
-from finetune.export.quantize import (
-    Candidate,
-    candidates,
-    head_layers,
-    quantize_dynamic_int8,
-    sparing,
-    weight_layers,
-)
-from finetune.preprocess import Encoded, TextEncoder
+from finetune.preprocess import Encoder
 from finetune.runtime import open_session, run_logits
 
 BATCH = 32
 
 
+class Ways(Protocol):
+    """What measuring asks of a modality; `finetune.export.kinds.ExportKind` has it."""
+
+    @property
+    def spread_rows(self) -> Callable[[Any, Sequence[Any], int], list[Any]]:
+        """(encoder, rows, count) -> rows that stand for all of them, always the same ones."""
+
+    @property
+    def row_by_row(self) -> Callable[[Predict], Predict]:
+        """The same prediction with each row run alone."""
+
+
 @dataclass(frozen=True)
 class Yardstick:
-    """The validation rows and the metric that every form of the model is measured with."""
+    """The validation rows and the judge that every form of the model is measured with."""
 
-    encoder: TextEncoder
-    rows: Sequence[Encoded]
-    labels: NDArray[np.int64]
-    score: Callable[[Logits, NDArray[np.int64]], float]
-    higher_is_better: bool
+    encoder: Encoder
+    rows: Sequence[Any]
+    labels: NDArray[Any]
+    judge: Judge
+    ways: Ways
+
+    def score(self, logits: Logits) -> float:
+        """The metric on all rows."""
+        return float(self.judge.score(logits, self.labels))
 
     def drop(self, reference: Logits, other: Logits) -> float:
-        """How much worse `other` scores than `reference`; negative if better."""
-        change = self.score(reference, self.labels) - self.score(other, self.labels)
-        return float(change if self.higher_is_better else -change)
+        """How much worse `other` scores than `reference`, as a fraction; negative if better."""
+        return float(self.judge.drop(self.score(reference), self.score(other), self.labels))
+
+    def compare(self, reference: Logits, other: Logits) -> dict[str, float]:
+        """Agreement and differences of two forms' logits on all rows."""
+        return self.judge.compare(reference, other, self.labels)
+
+    def sample(self, count: int) -> list[Any]:
+        """`count` rows that stand for all."""
+        return self.ways.spread_rows(self.encoder, self.rows, count)
 
     def speed(self, forms: Mapping[str, Predict], seconds: float = 1.0) -> dict[str, dict[str, dict[str, float]]]:
-        """Latency and throughput of each form at batch 1 and 32 on rows spread over all lengths."""
-        rows = spread_rows(self.rows, BATCH)
+        """Latency and throughput of each form at batch 1 and 32 on arrays of rows spread over all lengths.
+
+        Tokenising and decoding are done before the clock starts.
+        """
+        rows = self.sample(BATCH)
         return measure_speed(
             forms, [self.encoder.collate([row]) for row in rows], self.encoder.collate(rows), seconds=seconds
         )
@@ -89,6 +107,59 @@ class Trial:
     agreement: float
     reason: str
     """Empty if it passes the quality gates, else one sentence."""
+    method: str | None = None
+    """How the ranges of the activations were found; None for dynamic int8, which finds them at run time."""
+    kernels: str = ""
+    """Candidates with the same one run the same kernels on other constants, so one of them is timed for all."""
+
+
+@dataclass
+class Workbench:
+    """Where candidates are built and judged, one after another. Files go to `folder`; `progress` is told each name."""
+
+    fp32: Form
+    folder: Path
+    yardstick: Yardstick
+    limits: Limits
+    progress: Callable[[str], None]
+    trials: list[Trial] = field(default_factory=list)
+
+    def attempt(
+        self, name: str, build: Callable[[Path], None], *, method: str | None = None, kernels: str | None = None
+    ) -> Trial:
+        """Build a candidate at the path that is given to `build`, run it on the validation rows and judge it.
+
+        One that cannot be built or opened is a trial with the reason and without figures.
+        """
+        self.progress(f"int8: {name}")
+        path = self.folder / f"{len(self.trials)}" / "model.int8.onnx"
+        path.parent.mkdir(parents=True)
+        try:
+            build(path)
+            form = open_form(name, path, self.yardstick)
+        except (ExportError, BundleError) as error:
+            return self.give_up(name, str(error))
+        drop = self.yardstick.drop(self.fp32.logits, form.logits)
+        agreement = self.yardstick.compare(self.fp32.logits, form.logits)["agreement"]
+        reasons = []
+        if drop > self.limits.max_drop:
+            reasons.append(f"the metric {self.yardstick.judge.change(drop)}, more than {self.limits.max_drop:g}")
+        if agreement < self.limits.min_agreement:
+            reasons.append(
+                f"it agrees with fp32 on {agreement:.4f} of the rows, less than {self.limits.min_agreement:g}"
+            )
+        trial = Trial(name, form, drop, agreement, " and ".join(reasons), method, kernels or name)
+        self.trials.append(trial)
+        return trial
+
+    def give_up(self, name: str, reason: str) -> Trial:
+        """Note a candidate that cannot be built."""
+        self.trials.append(Trial(name, None, float("nan"), float("nan"), reason))
+        return self.trials[-1]
+
+    def none_passes(self) -> bool:
+        """Whether something was built, and nothing that was built passes the quality gates."""
+        return any(trial.form for trial in self.trials) and all(trial.reason for trial in self.trials)
 
 
 def open_form(name: str, path: Path, yardstick: Yardstick) -> Form:
@@ -102,8 +173,9 @@ def open_form(name: str, path: Path, yardstick: Yardstick) -> Form:
     def run(batch: Batch) -> Logits:
         return run_logits(session, batch)
 
-    invariant = batch_invariant(run, yardstick.encoder, spread_rows(yardstick.rows, 8))
-    predict = run if invariant else row_by_row(run)
+    tolerance = INVARIANCE_TOLERANCE * yardstick.judge.unit
+    invariant = batch_invariant(run, yardstick.encoder, yardstick.sample(8), tolerance)
+    predict = run if invariant else yardstick.ways.row_by_row(run)
     logits = predict_rows(predict, yardstick.encoder, yardstick.rows, BATCH)
     if bad := int((~np.isfinite(logits)).any(axis=1).sum()):
         raise ExportError(
@@ -111,71 +183,3 @@ def open_form(name: str, path: Path, yardstick: Yardstick) -> Form:
         )
     size = sum(file.stat().st_size for file in path.parent.glob(f"{path.name}*"))
     return Form(name, path, predict, invariant, logits, size)
-
-
-def try_candidates(
-    fp32: Form, target: str, folder: Path, yardstick: Yardstick, limits: Limits, progress: Callable[[str], None]
-) -> list[Trial]:
-    """Build and judge the candidates for a processor kind; files go to `folder`.
-
-    Where none passes the quality gates, two gentler ones follow: the head in fp32, and the most sensitive layer in fp32.
-    """
-    tried: list[Trial] = []
-
-    def attempt(candidate: Candidate) -> None:
-        progress(f"int8: {candidate.name}")
-        tried.append(_try(candidate, fp32, folder / f"{len(tried)}" / "model.int8.onnx", yardstick, limits))
-
-    plain = candidates(target)
-    for candidate in plain:
-        attempt(candidate)
-    built = [candidate for candidate, trial in zip(plain, tried) if trial.form]
-    if built and all(trial.reason for trial in tried):
-        layers = weight_layers(fp32.path)
-        attempt(sparing(built[0], head_layers(layers), "head"))
-        if tried[-1].reason and len(layers) > 1:
-            progress("int8: looking for the most sensitive layer")
-            try:
-                layer = most_sensitive_layer(fp32, built[0], folder, yardstick)
-            except (ExportError, BundleError) as error:
-                tried.append(Trial(f"{built[0].name}, one layer fp32", None, float("nan"), float("nan"), str(error)))
-            else:
-                attempt(sparing(built[0], (layer,), layer))
-    return tried
-
-
-def _try(candidate: Candidate, fp32: Form, path: Path, yardstick: Yardstick, limits: Limits) -> Trial:
-    path.parent.mkdir(parents=True)
-    try:
-        quantize_dynamic_int8(fp32.path, path, candidate)
-        form = open_form(candidate.name, path, yardstick)
-    except (ExportError, BundleError) as error:
-        return Trial(candidate.name, None, float("nan"), float("nan"), str(error))
-    drop = yardstick.drop(fp32.logits, form.logits)
-    agreement = compare_logits(fp32.logits, form.logits)["agreement"]
-    reasons = []
-    if drop > limits.max_drop:
-        reasons.append(f"the metric falls by {drop:.4f}, more than {limits.max_drop:g}")
-    if agreement < limits.min_agreement:
-        reasons.append(f"it agrees with fp32 on {agreement:.4f} of the rows, less than {limits.min_agreement:g}")
-    return Trial(candidate.name, form, drop, agreement, " and ".join(reasons))
-
-
-def most_sensitive_layer(fp32: Form, candidate: Candidate, folder: Path, yardstick: Yardstick, rows: int = 16) -> str:
-    """The layer whose quantisation alone moves the logits of a few rows most, on average.
-
-    Embeddings stay fp32 here, so that each figure is the layer's own.
-    """
-    sample = spread_rows(yardstick.rows, rows)
-    reference = predict_rows(fp32.predict, yardstick.encoder, sample, 1)
-    layers = weight_layers(fp32.path)
-    moved: dict[str, float] = {}
-    for layer in layers:
-        others = tuple(name for name in layers if name != layer)
-        alone = Candidate(layer, candidate.weights, candidate.reduce_range, "fp32", others)
-        path = folder / "sensitivity.onnx"
-        quantize_dynamic_int8(fp32.path, path, alone)
-        session = open_session(path)
-        logits = predict_rows(lambda batch, session=session: run_logits(session, batch), yardstick.encoder, sample, 1)  # type: ignore[misc]
-        moved[layer] = compare_logits(reference, logits)["mean_abs_diff"]
-    return max(moved, key=lambda layer: moved[layer])

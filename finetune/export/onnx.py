@@ -1,4 +1,4 @@
-"""A torch classifier as one ONNX file with dynamic batch and length.
+"""A torch network as one ONNX file with a dynamic batch and, for texts, a dynamic length.
 
 The file is exported with eager attention: written out as plain MatMul and Softmax it runs as fast in ONNX Runtime as
 the fused forms or faster (docs/export.md has the ratios), and needs no operator newer than `OPSET`.
@@ -30,23 +30,29 @@ ONE_FILE_BYTES = 2_000_000_000
 
 LOGITS = "logits"
 
-_THIRD_PARTY = r"(torch|onnxscript|onnx_ir|onnx|copyreg|transformers)(\.|$)"
+_THIRD_PARTY = r"(torch|onnxscript|onnx_ir|onnx|copyreg|transformers|timm)(\.|$)"
 
 
-def export_onnx(model: nn.Module, examples: Mapping[str, NDArray[np.int64]], path: Path, *, max_length: int) -> None:
-    """Write `model` to `path` as ONNX: inputs named as in `examples`, int64 (batch, length); output "logits" (batch, C).
+def export_onnx(
+    model: nn.Module, examples: Mapping[str, NDArray[Any]], path: Path, *, axes: Mapping[int, tuple[str, int]]
+) -> None:
+    """Write `model` to `path` as ONNX: inputs named as in `examples`, output "logits" (batch, C).
 
-    `examples` are real arrays (B, T) with B and T at least 2, so that neither is taken for a constant 1; `max_length`
-    is the longest input in tokens that the file will be given. The model comes back as it was: training mode of every
-    module, attention implementation and device. The graph has passed onnx.checker. ExportError on failure.
+    `axes` tells the dynamic axes of every input, the same for all: position -> (name, largest size); the others keep the
+    size that they have in `examples`, real arrays of at least 2 along each dynamic axis, so that none is taken for a
+    constant 1. The model comes back as it was: training mode of every module, attention implementation and device. The
+    graph has passed onnx.checker. ExportError on failure.
     """
     shape = next(iter(examples.values())).shape
-    if len(shape) != 2 or min(shape) < 2 or any(array.shape != shape for array in examples.values()):
+    least = tuple(2 if axis in axes else size for axis, size in enumerate(shape))
+    if any(array.shape != shape for array in examples.values()) or any(
+        axis >= len(shape) or shape[axis] < 2 for axis in axes
+    ):
         raise ExportError(
-            f"the example inputs have the shape {shape}; ONNX export needs equal shapes (B, T) of at least (2, 2)"
+            f"the example inputs have the shape {shape}; ONNX export needs equal shapes of at least {least}"
         )
     inputs = {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in examples.items()}
-    axes = {0: torch.export.Dim("batch", min=1, max=65536), 1: torch.export.Dim("length", min=1, max=max_length)}
+    dynamic = {axis: torch.export.Dim(name, min=1, max=largest) for axis, (name, largest) in axes.items()}
     with evaluating(model), _eager_attention(model), _silence():
         try:
             program = torch.onnx.export(
@@ -54,7 +60,7 @@ def export_onnx(model: nn.Module, examples: Mapping[str, NDArray[np.int64]], pat
                 kwargs=inputs,
                 input_names=list(inputs),
                 output_names=[LOGITS],
-                dynamic_shapes=dict.fromkeys(inputs, axes),
+                dynamic_shapes=dict.fromkeys(inputs, dynamic),
                 opset_version=OPSET,
                 dynamo=True,
                 verbose=False,
@@ -69,7 +75,7 @@ def export_onnx(model: nn.Module, examples: Mapping[str, NDArray[np.int64]], pat
             raise ExportError(f"{type(model).__name__}: torch.onnx.export gave no program")
         proto = program.model_proto
     _tidy(proto)
-    _require_signature(proto, tuple(inputs), type(model).__name__)
+    _require_signature(proto, tuple(inputs), axes, type(model).__name__)
     save_onnx(proto, path)
 
 
@@ -170,8 +176,8 @@ def _scope(node: Any) -> str:
     return ""
 
 
-def _require_signature(proto: Any, inputs: tuple[str, ...], name: str) -> None:
-    """Every input kept its name and both its dimensions, and the logits are the one output."""
+def _require_signature(proto: Any, inputs: tuple[str, ...], axes: Mapping[int, tuple[str, int]], name: str) -> None:
+    """Every input kept its name and its dynamic axes, and the logits are the one output."""
     found = {value.name: value for value in proto.graph.input}
     if missing := [wanted for wanted in inputs if wanted not in found]:
         raise ExportError(
@@ -182,9 +188,12 @@ def _require_signature(proto: Any, inputs: tuple[str, ...], name: str) -> None:
             f"{name}: the exported graph also gives {outputs}; switch hidden states and attentions off in its config"
         )
     for wanted in inputs:
-        if not all(dimension.dim_param for dimension in found[wanted].type.tensor_type.shape.dim):
+        dimensions = found[wanted].type.tensor_type.shape.dim
+        if fixed := [axis for axis in axes if not dimensions[axis].dim_param]:
+            names = " and ".join(axes[axis][0] for axis in fixed)
             raise ExportError(
-                f"{name}: the exported graph fixes the shape of '{wanted}'; batch and length must stay dynamic"
+                f"{name}: the exported graph fixes the {names} of '{wanted}', which must stay dynamic; "
+                "choose a backbone whose forward pass does not depend on it"
             )
 
 

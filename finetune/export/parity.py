@@ -1,20 +1,21 @@
 """How alike two forms of a model are, how fast each is, and whether a row's answer depends on its neighbours.
 
-Every form is a `Predict`: arrays (B, T) in, float32 logits (B, C) out; torch and ONNX Runtime look the same from here.
-Needs numpy only.
+Every form is a `Predict`: arrays with the batch first in, float32 logits (B, C) out; torch and ONNX Runtime, texts and
+images look the same from here. Needs numpy only.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from finetune.preprocess import Encoded, TextEncoder
+from finetune.preprocess import Encoder
 
-Batch = Mapping[str, NDArray[np.int64]]
+Batch = Mapping[str, NDArray[Any]]
 Logits = NDArray[np.float32]
 Predict = Callable[[Batch], Logits]
 
@@ -22,57 +23,22 @@ INVARIANCE_TOLERANCE = 1e-4
 """Largest change of a row's logits, alone or in a padded batch, that rounding explains."""
 
 
-def compare_logits(reference: Logits, other: Logits) -> dict[str, float]:
-    """Agreement (share of rows with the same argmax), and the worst and mean absolute difference of logits (N, C)."""
+def differences(reference: Logits, other: Logits) -> dict[str, float]:
+    """The worst and the mean absolute difference of logits (N, C)."""
     if reference.shape != other.shape or not len(reference):
         raise ValueError(f"logits of shapes {reference.shape} and {other.shape} cannot be compared")
     gap = np.abs(reference.astype(np.float64) - other)
-    return {
-        "agreement": float(np.mean(reference.argmax(axis=1) == other.argmax(axis=1))),
-        "max_abs_diff": float(gap.max()),
-        "mean_abs_diff": float(gap.mean()),
-    }
+    return {"max_abs_diff": float(gap.max()), "mean_abs_diff": float(gap.mean())}
 
 
-def predict_rows(predict: Predict, encoder: TextEncoder, rows: Sequence[Encoded], batch_size: int) -> Logits:
-    """Logits (N, C) in the order of `rows`, computed in batches of rows of like length to save padding."""
-    order = sorted(range(len(rows)), key=lambda index: len(rows[index].ids))
+def predict_rows(predict: Predict, encoder: Encoder, rows: Sequence[Any], batch_size: int) -> Logits:
+    """Logits (N, C) in the order of `rows`, computed in batches of rows of like size to save padding."""
+    order = sorted(range(len(rows)), key=lambda index: encoder.size_of(rows[index]))
     parts = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
     found = np.concatenate([predict(encoder.collate([rows[index] for index in part])) for part in parts])
     logits = np.empty_like(found)
     logits[order] = found
     return logits
-
-
-def row_by_row(predict: Predict) -> Predict:
-    """The same prediction with each row run alone and without padding, so that no answer depends on a neighbour."""
-
-    def alone(batch: Batch) -> Logits:
-        mask = batch["attention_mask"] if "attention_mask" in batch else np.ones_like(batch["input_ids"])
-        columns = [np.flatnonzero(row) for row in mask]
-        spans = [slice(used[0], used[-1] + 1) if len(used) else slice(0, 1) for used in columns]
-        rows = ({name: array[i : i + 1, span] for name, array in batch.items()} for i, span in enumerate(spans))
-        return np.concatenate([predict(row) for row in rows])
-
-    return alone
-
-
-def shape_examples(
-    encoder: TextEncoder, rows: Sequence[Encoded], max_length: int, *, minimal: int
-) -> list[dict[str, NDArray[np.int64]]]:
-    """Batches at the corners of what can be served: (1, minimal), (1, T), (3, ragged), (1, max), (2, max and minimal).
-
-    `minimal` is the token count of an empty text. Rows are cut from real ones or repeated up to the wanted length.
-    """
-    longest = max(rows, key=lambda row: len(row.ids))
-
-    def of_length(length: int) -> Encoded:
-        repeats = -(-length // len(longest.ids))
-        return Encoded((longest.ids * repeats)[:length], (longest.type_ids * repeats)[:length], length)
-
-    middle = max(minimal, max_length // 3)
-    wanted = [(minimal,), (middle,), (minimal, middle, minimal + 1), (max_length,), (max_length, minimal)]
-    return [encoder.collate([of_length(min(length, max_length)) for length in lengths]) for lengths in wanted]
 
 
 def check_shapes(reference: Predict, other: Predict, examples: Iterable[Batch]) -> float:
@@ -85,19 +51,14 @@ def check_shapes(reference: Predict, other: Predict, examples: Iterable[Batch]) 
     return worst
 
 
-def batch_invariant(predict: Predict, encoder: TextEncoder, rows: Sequence[Encoded]) -> bool:
-    """Whether rows run alone and in one padded batch give the same logits, within `INVARIANCE_TOLERANCE`."""
+def batch_invariant(
+    predict: Predict, encoder: Encoder, rows: Sequence[Any], tolerance: float = INVARIANCE_TOLERANCE
+) -> bool:
+    """Whether rows run alone and in one batch (padded, for texts) give the same logits, within `tolerance`."""
     together = predict(encoder.collate(rows))
     alone = np.concatenate([predict(encoder.collate([row])) for row in rows])
     with np.errstate(invalid="ignore"):  # infinity less infinity: not a number, so not invariant
-        return bool(np.abs(together - alone).max() <= INVARIANCE_TOLERANCE)
-
-
-def spread_rows(rows: Sequence[Encoded], count: int) -> list[Encoded]:
-    """`count` rows spread evenly over all lengths, shuffled in a fixed way; repeated where there are too few."""
-    ordered = sorted(rows, key=lambda row: len(row.ids))
-    chosen = [ordered[int((index + 0.5) * len(ordered) / count)] for index in range(count)]
-    return [chosen[index] for index in np.random.default_rng(0).permutation(count)]
+        return bool(np.abs(together - alone).max() <= tolerance)
 
 
 def measure_latency(

@@ -1,13 +1,12 @@
-"""fp32 ONNX to int8 ONNX: the candidates worth trying on a processor, and how one is built.
+"""fp32 ONNX to dynamic int8 ONNX: the candidates worth trying on a processor, and how one is built.
 
-Encoders are quantised dynamically: weights in advance, activations at run time from their own range, so no calibration
+Encoders (of texts; of images where attention does the work) are quantised dynamically: weights in advance, activations at run time from their own range, so no calibration
 rows are needed. Every candidate quantises weights per channel (per tensor loses far more: docs/export.md).
 Needs onnx and onnxruntime; imports no torch.
 """
 
 from __future__ import annotations
 
-import re
 import tempfile
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,10 +15,9 @@ from typing import Any, Literal
 import numpy as np
 
 from finetune.errors import ExportError, nearest
+from finetune.export.graph import MATRIX_OPS, mark_prepared, unmark_prepared, weight_layers
 from finetune.export.onnx import save_onnx
 from finetune.hardware import INT8_TARGETS
-
-WEIGHT_OPS = ("MatMul", "Gemm")
 
 
 @dataclass(frozen=True)
@@ -58,31 +56,6 @@ def sparing(candidate: Candidate, layers: tuple[str, ...], what: str) -> Candida
     return replace(candidate, name=f"{candidate.name}, {what} fp32", spared=candidate.spared + layers)
 
 
-def weight_layers(fp32: Path) -> dict[str, tuple[str, ...]]:
-    """Layer name -> names of its nodes that carry a weight matrix, input side first.
-
-    A layer is an encoder block ("bert.encoder.layer.0") or, outside the blocks, a module ("classifier").
-    """
-    import onnx
-
-    graph = onnx.load(str(fp32), load_external_data=False).graph
-    constants = {tensor.name for tensor in graph.initializer}
-    layers: dict[str, list[str]] = {}
-    for node in graph.node:
-        if node.op_type in WEIGHT_OPS and node.input[1] in constants:
-            scope = node.name.rpartition("/")[0] or node.name
-            block = re.match(r"(.*?\.\d+)(\.|$)", scope)
-            layers.setdefault(block.group(1) if block else scope, []).append(node.name)
-    return {layer: tuple(nodes) for layer, nodes in layers.items()}
-
-
-def head_layers(layers: dict[str, tuple[str, ...]]) -> tuple[str, ...]:
-    """The layers after the last encoder block: pooler, classifier."""
-    names = list(layers)
-    blocks = [index for index, name in enumerate(names) if re.search(r"\.\d+$", name)]
-    return tuple(names[blocks[-1] + 1 :]) if blocks else tuple(names[-1:])
-
-
 def quantize_dynamic_int8(fp32: Path, out: Path, candidate: Candidate) -> None:
     """Write the int8 form of `fp32` to `out`. ExportError if the graph cannot be quantised so."""
     import onnx
@@ -94,14 +67,14 @@ def quantize_dynamic_int8(fp32: Path, out: Path, candidate: Candidate) -> None:
     proto = onnx.load(str(fp32))
     if candidate.embeddings == "s8":
         quantize_embeddings(proto)
-    _mark_prepared(proto)
+    mark_prepared(proto)
     with tempfile.TemporaryDirectory(prefix=".int8-", dir=out.parent) as scratch:
         raw = Path(scratch) / "model.onnx"
         try:
             quantize_dynamic(
                 proto,
                 str(raw),
-                op_types_to_quantize=list(WEIGHT_OPS),
+                op_types_to_quantize=list(MATRIX_OPS),
                 per_channel=True,
                 reduce_range=candidate.reduce_range,
                 weight_type=QuantType.QInt8 if candidate.weights == "s8" else QuantType.QUInt8,
@@ -114,7 +87,7 @@ def quantize_dynamic_int8(fp32: Path, out: Path, candidate: Candidate) -> None:
             reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
             raise ExportError(f"{fp32}: cannot be quantised as {candidate.name} ({reason})") from error
         quantized = onnx.load(str(raw))
-    _unmark_prepared(quantized)
+    unmark_prepared(quantized)
     save_onnx(quantized, out)
 
 
@@ -171,18 +144,3 @@ def quantize_embeddings(proto: Any) -> int:
 def _spellings(node: str) -> tuple[str, str]:
     """A node's name, and the one it gets when the quantizer first rewrites Gemm as MatMul and Add."""
     return node, f"{node}_MatMul"
-
-
-def _mark_prepared(proto: Any) -> None:
-    """Tell the quantizer that the graph needs no preparation: the exporter has folded and optimised it already.
-
-    Otherwise it warns through the root logger, and thereby configures the logging of the whole process.
-    """
-    entry = proto.metadata_props.add()
-    entry.key, entry.value = "onnx.quant.pre_process", "onnxruntime.quant"
-
-
-def _unmark_prepared(proto: Any) -> None:
-    kept = [item for item in proto.metadata_props if not item.key.startswith("onnx.")]
-    del proto.metadata_props[:]
-    proto.metadata_props.extend(kept)

@@ -9,9 +9,10 @@ from __future__ import annotations
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -21,13 +22,34 @@ from torch import nn
 from finetune.bundle import INT8 as INT8_PATH
 from finetune.bundle import ONNX as ONNX_PATH
 from finetune.errors import ExportError, GateError
-from finetune.export.bnb import measure_bitsandbytes, require_bitsandbytes
-from finetune.export.choose import BATCH, Form, Limits, Yardstick, open_form, try_candidates
+from finetune.export.bnb import measure_bitsandbytes
+from finetune.export.choose import BATCH, Form, Limits, Trial, Workbench, Yardstick, open_form
+from finetune.export.judge import Judge
+from finetune.export.kinds import ExportKind
 from finetune.export.onnx import OPSET, evaluating, export_onnx
-from finetune.export.parity import Batch, Logits, Predict, check_shapes, compare_logits, predict_rows, shape_examples
-from finetune.export.verdict import candidate_row, change, decide, gate, int8_section
+from finetune.export.parity import Batch, Logits, Predict, check_shapes, predict_rows
+from finetune.export.support import check_bitsandbytes
+from finetune.export.verdict import candidate_row, decide, gate, int8_section
 from finetune.hardware import cpu, int8_target
-from finetune.preprocess import Encoded, TextEncoder
+from finetune.preprocess import Encoder
+
+
+@dataclass(frozen=True)
+class ExportPlan:
+    """The recipe's `export` section as plain values."""
+
+    tolerance: float = 1e-4
+    """Largest difference allowed between logits of torch and of fp32 ONNX, in the judge's unit."""
+    max_drop: float = 0.01
+    """Most that fp32 ONNX may score below torch."""
+    int8_mode: Literal["auto", "off"] = "auto"
+    int8_cpu: str = "native"
+    """A processor kind of `finetune.hardware.INT8_TARGETS`, or "native"."""
+    int8_max_drop: float = 0.01
+    int8_min_agreement: float = 0.97
+    calibration_rows: int = 256
+    """Training rows that static quantisation sees."""
+    bitsandbytes: bool = False
 
 
 @dataclass(frozen=True)
@@ -41,70 +63,64 @@ class ExportResult:
 def export_all(
     model: nn.Module,
     folder: Path,
-    rows: Sequence[Encoded],
-    labels: NDArray[np.int64],
-    encoder: TextEncoder,
+    rows: Sequence[Any],
+    labels: NDArray[Any],
+    encoder: Encoder,
     *,
+    kind: ExportKind,
+    plan: ExportPlan,
+    judge: Judge,
     torch_logits: Logits,
-    metric: str,
-    score: Callable[[Logits, NDArray[np.int64]], float],
-    higher_is_better: bool,
-    tolerance: float,
-    max_drop: float,
-    int8_mode: str,
-    int8_cpu: str,
-    int8_max_drop: float,
-    int8_min_agreement: float,
-    bitsandbytes: bool,
     model_folder: Path,
+    calibration_rows: Sequence[Any] = (),
     progress: Callable[[str], None],
 ) -> ExportResult:
     """Write `folder`/onnx/model.onnx and, where one passes, model.int8.onnx; measure and gate them.
 
-    `rows` and `labels` are the validation split, `torch_logits` (N, C) its logits in the same order. `score` is the
-    metric named `metric`. `model_folder` holds the model as transformers loads it. `progress` is given one line per step.
+    `rows` and `labels` are the validation split, encoded by `encoder`; `torch_logits` (N, C) are its logits in the same
+    order. `calibration_rows` are encoded training rows, of which the plan's number is drawn; static int8 needs them.
+    `model_folder` holds the model as transformers loads it. `progress` is given one line per step.
     GateError if fp32 ONNX misses a gate, ExportError if a form cannot be built or gives logits that are not finite.
     """
     started = time.perf_counter()
-    if bitsandbytes:
-        require_bitsandbytes()
-    if len(rows) != len(torch_logits) or len(rows) != len(labels) or not len(rows):
-        raise ExportError(
-            f"export got {len(rows)} rows, {len(labels)} labels and {len(torch_logits)} logits; they must match"
-        )
-    if not np.isfinite(torch_logits).all():
-        raise ExportError(
-            "the trained model gives logits that are not finite; lower transfer.learning_rate and train again"
-        )
-    yardstick = Yardstick(encoder, rows, labels, score, higher_is_better)
+    if plan.bitsandbytes:
+        check_bitsandbytes("text")
+    _check_rows(rows, labels, torch_logits)
+    yardstick = Yardstick(kind.prepared(encoder), rows, labels, judge, kind)
     native = int8_target(cpu().flags)
-    target = native if int8_cpu == "native" else int8_cpu
+    target = native if plan.int8_cpu == "native" else plan.int8_cpu
+    calibration = kind.spread_rows(encoder, calibration_rows, min(plan.calibration_rows, len(calibration_rows)))
     with evaluating(model), tempfile.TemporaryDirectory(prefix=".int8-", dir=folder) as scratch:
         predict = torch_predict(model)
         progress("ONNX: exporting")
-        fp32 = _export_fp32(model, folder / ONNX_PATH, yardstick)
+        export_onnx(model, kind.example(encoder, rows), folder / ONNX_PATH, axes=kind.axes(encoder))
+        fp32 = open_form("fp32 ONNX", folder / ONNX_PATH, yardstick)
         progress("ONNX: comparing with torch")
-        parity, gates = _compare_fp32(predict, fp32, yardstick, torch_logits, metric, tolerance, max_drop)
+        shapes = check_shapes(predict, fp32.predict, kind.shape_examples(encoder, rows)) / judge.unit
+        parity, gates = _compare_fp32(predict, fp32, yardstick, torch_logits, plan, shapes)
         if broken := [str(gate["sentence"]) for gate in gates if not gate["passed"]]:
             raise GateError(f"export refused: {' and '.join(broken)}")
-        limits = Limits(int8_max_drop, int8_min_agreement)
-        trials = try_candidates(fp32, target, Path(scratch), yardstick, limits, progress) if int8_mode == "auto" else []
+        limits = Limits(plan.int8_max_drop, plan.int8_min_agreement)
+        bench = Workbench(fp32, Path(scratch), yardstick, limits, progress)
+        if plan.int8_mode == "auto":
+            kind.try_int8(bench, target, encoder, calibration)
         progress("measuring speed")
-        tried = {trial.name: trial.form.predict for trial in trials if trial.form}
-        speeds = yardstick.speed({"torch": predict, "onnx": fp32.predict, **tried})
-        choice = decide(trials, fp32, speeds, limits, target=target, native=native, asked=int8_mode != "off")
+        speeds = _speeds(yardstick, {"torch": predict, "onnx": fp32.predict}, bench.trials)
+        choice = decide(
+            bench.trials, fp32, speeds, limits, judge, target=target, native=native, asked=plan.int8_mode != "off"
+        )
         if choice.form:
             _keep(choice.form.path, folder / INT8_PATH)
     bnb: dict[str, object] | None = None
-    if bitsandbytes:
+    if plan.bitsandbytes:
         progress("bitsandbytes: measuring (slow on CPUs)")
         skip = _head_modules(model)
         bnb = measure_bitsandbytes(model_folder, yardstick, torch_logits, skip=skip, cpu_name=cpu().model)
     report: dict[str, object] = {
-        "tolerance": tolerance,
-        "max_drop": max_drop,
-        "int8_max_drop": int8_max_drop,
-        "int8_min_agreement": int8_min_agreement,
+        "tolerance": plan.tolerance,
+        "max_drop": plan.max_drop,
+        "int8_max_drop": plan.int8_max_drop,
+        "int8_min_agreement": plan.int8_min_agreement,
         "cpu_target": target,
         "measured_on": cpu().model,
         "torch": {"size_bytes": _weight_bytes(model, model_folder), **speeds["torch"]},
@@ -116,8 +132,8 @@ def export_all(
             "opset": OPSET,
             "batch_invariant": fp32.invariant,
         },
-        "int8": int8_section(choice, fp32, speeds, INT8_PATH),
-        "candidates": [candidate_row(trial, yardstick, speeds, choice) for trial in trials],
+        "int8": int8_section(choice, fp32, bench.trials, yardstick, speeds, INT8_PATH, len(calibration)),
+        "candidates": [candidate_row(trial, yardstick, speeds, choice, len(calibration)) for trial in bench.trials],
         "bitsandbytes": bnb,
         "gates": gates + list(choice.gates),
         "served": "int8" if choice.served else "onnx",
@@ -125,6 +141,29 @@ def export_all(
         "seconds": round(time.perf_counter() - started, 2),
     }
     return ExportResult(report, {"onnx": fp32.logits, **({"int8": choice.form.logits} if choice.form else {})})
+
+
+def _check_rows(rows: Sequence[Any], labels: NDArray[Any], torch_logits: Logits) -> None:
+    if len(rows) != len(torch_logits) or len(rows) != len(labels) or not len(rows):
+        raise ExportError(
+            f"export got {len(rows)} rows, {len(labels)} labels and {len(torch_logits)} logits; they must match"
+        )
+    if not np.isfinite(torch_logits).all():
+        raise ExportError(
+            "the trained model gives logits that are not finite; lower transfer.learning_rate and train again"
+        )
+
+
+def _speeds(
+    yardstick: Yardstick, forms: Mapping[str, Predict], trials: Sequence[Trial]
+) -> dict[str, dict[str, dict[str, float]]]:
+    """Speed of every form by name; of trials with the same kernels one is timed, and its figures stand for all."""
+    timed: dict[str, Trial] = {}
+    for trial in trials:
+        if trial.form:
+            timed.setdefault(trial.kernels, trial)
+    speeds = yardstick.speed({**forms, **{one.name: one.form.predict for one in timed.values() if one.form}})
+    return speeds | {trial.name: speeds[timed[trial.kernels].name] for trial in trials if trial.form}
 
 
 def torch_predict(model: nn.Module) -> Predict:
@@ -140,53 +179,34 @@ def torch_predict(model: nn.Module) -> Predict:
     return predict
 
 
-def _export_fp32(model: nn.Module, path: Path, yardstick: Yardstick) -> Form:
-    """Export on two rows of the validation split, cut or repeated to a length that is no special case."""
-    longest = max(yardstick.rows, key=lambda row: len(row.ids))
-    repeats = -(-8 // len(longest.ids))
-    length = min(8, yardstick.encoder.settings.max_length)
-    example = Encoded((longest.ids * repeats)[:length], (longest.type_ids * repeats)[:length], length)
-    export_onnx(model, yardstick.encoder.collate([example] * 3), path, max_length=yardstick.encoder.settings.max_length)
-    return open_form("fp32 ONNX", path, yardstick)
-
-
 def _compare_fp32(
-    predict: Predict,
-    fp32: Form,
-    yardstick: Yardstick,
-    torch_logits: Logits,
-    metric: str,
-    tolerance: float,
-    max_drop: float,
+    predict: Predict, fp32: Form, yardstick: Yardstick, torch_logits: Logits, plan: ExportPlan, worst_shape: float
 ) -> tuple[dict[str, float], list[dict[str, object]]]:
-    """Parity figures of fp32 ONNX against torch, and its gates."""
-    encoder = yardstick.encoder
-    compared = compare_logits(torch_logits, fp32.logits)
-    if compared["max_abs_diff"] > tolerance:
+    """Parity figures of fp32 ONNX against torch, and its gates; `worst_shape` was found over other shapes."""
+    judge, compared = yardstick.judge, yardstick.compare(torch_logits, fp32.logits)
+    if compared["max_abs_diff"] > plan.tolerance * judge.unit:
         # Training may evaluate in lower precision or on another device. Parity is a claim about fp32 on the CPU.
-        compared = compare_logits(predict_rows(predict, encoder, yardstick.rows, BATCH), fp32.logits)
-    minimal = max(1, len(encoder.encode([""])[0].ids))  # a tokenizer may add no special tokens
-    shapes = shape_examples(encoder, yardstick.rows, encoder.settings.max_length, minimal=minimal)
-    worst_shape = check_shapes(predict, fp32.predict, shapes)
-    worst = max(compared["max_abs_diff"], worst_shape)
+        compared = yardstick.compare(predict_rows(predict, yardstick.encoder, yardstick.rows, BATCH), fp32.logits)
+    worst = max(compared["max_abs_diff"] / judge.unit, worst_shape)
     drop = yardstick.drop(torch_logits, fp32.logits)
+    unit = "" if judge.unit == 1 else " of the labels' standard deviation"
     gates = [
         gate(
             "onnx_parity",
-            tolerance,
+            plan.tolerance,
             worst,
-            worst <= tolerance,
-            f"fp32 ONNX differs from torch by at most {worst:.2g} (limit {tolerance:g}) on validation rows and other shapes",
+            worst <= plan.tolerance,
+            f"fp32 ONNX differs from torch by at most {worst:.2g}{unit} (limit {plan.tolerance:g}) on validation rows and other shapes",
         ),
         gate(
             "onnx_metric_drop",
-            max_drop,
+            plan.max_drop,
             drop,
-            drop <= max_drop,
-            f"{metric} {change(drop)} from torch to fp32 ONNX (it may fall by {max_drop:g})",
+            drop <= plan.max_drop,
+            f"{judge.metric} {judge.change(drop)} from torch to fp32 ONNX (it may get worse by {plan.max_drop:g})",
         ),
     ]
-    return {**compared, "shapes_max_abs_diff": worst_shape}, gates
+    return {**compared, "shapes_max_abs_diff": worst_shape * judge.unit}, gates
 
 
 def _head_modules(model: nn.Module) -> list[str]:

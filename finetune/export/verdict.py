@@ -6,10 +6,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from finetune.export.choose import Form, Limits, Trial, Yardstick
-from finetune.export.parity import compare_logits
+from finetune.export.judge import Judge
 
 LATENCY_TIE = 0.03
 """Medians of batch-1 latency closer than this share count as equal: runs on one machine differ by as much."""
+SIZE_TIE = 0.01
+"""File sizes closer than this share count as equal: the same weights with other ranges differ by some bytes."""
+
+ENOUGH_ROWS = 100
+"""Calibration rows below this get a note: rare activations may be missing from them."""
 
 Speeds = Mapping[str, Mapping[str, Mapping[str, float]]]
 Row = dict[str, object]
@@ -30,13 +35,16 @@ def gate(name: str, limit: float, value: float, passed: bool, sentence: str) -> 
     return {"name": name, "limit": limit, "value": value, "passed": passed, "sentence": sentence}
 
 
-def change(drop: float) -> str:
-    """In words, how a metric moved: "falls by 0.0049", "rises by 0.0049", "does not change"."""
-    return f"{'falls' if drop > 0 else 'rises'} by {abs(drop):.4f}" if drop else "does not change"
-
-
 def decide(
-    trials: Sequence[Trial], fp32: Form, speeds: Speeds, limits: Limits, *, target: str, native: str, asked: bool = True
+    trials: Sequence[Trial],
+    fp32: Form,
+    speeds: Speeds,
+    limits: Limits,
+    judge: Judge,
+    *,
+    target: str,
+    native: str,
+    asked: bool = True,
 ) -> Choice:
     """Keep the best int8 trial that passes the quality gates; serve it if it is also faster than fp32 at batch 1.
 
@@ -48,9 +56,9 @@ def decide(
     single = {name: figures["latency_ms"]["1"] for name, figures in speeds.items()}
     best = pick(trials, single if target == native else None)
     if best is None:
-        return _none_passed(trials, limits)
+        return _none_passed(trials, limits, judge)
     assert best.form is not None  # pick returns built trials only
-    gates = _quality_gates(best, limits)
+    gates = _quality_gates(best, limits, judge)
     size = f"{best.form.size_bytes / fp32.size_bytes:.0%} of the size"
     if target != native:
         reason = (
@@ -71,8 +79,9 @@ def decide(
 def pick(trials: Sequence[Trial], latency_ms: Mapping[str, float] | None) -> Trial | None:
     """The best trial that passes the quality gates, None if there is none.
 
-    With latencies (batch 1, by name): the fastest; within `LATENCY_TIE` of it the smallest file. Without, because the
-    target is another processor: the smallest drop of the metric, then the highest agreement, then the smallest file.
+    With latencies (batch 1, by name): the fastest; within `LATENCY_TIE` of it the smallest file, and within `SIZE_TIE` of
+    that the one that agrees best with fp32. Without, because the target is another processor: the smallest drop of the
+    metric, then the highest agreement, then the smallest file.
     """
     passing = [(trial, trial.form) for trial in trials if trial.form and not trial.reason]
     if not passing:
@@ -81,26 +90,43 @@ def pick(trials: Sequence[Trial], latency_ms: Mapping[str, float] | None) -> Tri
         return min(passing, key=lambda each: (each[0].drop, -each[0].agreement, each[1].size_bytes))[0]
     best = min(latency_ms[trial.name] for trial, _ in passing)
     close = [each for each in passing if latency_ms[each[0].name] <= best * (1 + LATENCY_TIE)]
-    return min(close, key=lambda each: (each[1].size_bytes, latency_ms[each[0].name]))[0]
+    smallest = min(form.size_bytes for _, form in close)
+    alike = [each for each in close if each[1].size_bytes <= smallest * (1 + SIZE_TIE)]
+    return min(alike, key=lambda each: (-each[0].agreement, each[0].drop, latency_ms[each[0].name]))[0]
 
 
-def int8_section(choice: Choice, fp32: Form, speeds: Speeds, path: str) -> Row | None:
-    """report["export"]["int8"]: the kept file; agreement and difference are against fp32 ONNX."""
+def int8_section(
+    choice: Choice, fp32: Form, trials: Sequence[Trial], yardstick: Yardstick, speeds: Speeds, path: str, rows: int
+) -> Row | None:
+    """report["export"]["int8"]: the kept file; agreement and difference are against fp32 ONNX.
+
+    A calibrated form also has "calibration"; `rows` is how many it saw.
+    """
     if choice.form is None:
         return None
+    method = next(trial.method for trial in trials if trial.form is choice.form)
     return {
         "path": path,
         "name": choice.form.name,
         "size_bytes": choice.form.size_bytes,
         **speeds[choice.form.name],
-        **compare_logits(fp32.logits, choice.form.logits),
+        **yardstick.compare(fp32.logits, choice.form.logits),
         "batch_invariant": choice.form.invariant,
         "passed": choice.served,
         "reason": choice.reason,
+        **_calibration(method, rows),
     }
 
 
-def candidate_row(trial: Trial, yardstick: Yardstick, speeds: Speeds, choice: Choice) -> Row:
+def _calibration(method: str | None, rows: int) -> Row:
+    """ "calibration" of a form whose ranges were calibrated; nothing for the others."""
+    if method is None:
+        return {}
+    few = {"note": f"only {rows} training rows were there to calibrate on; at least {ENOUGH_ROWS} are advised"}
+    return {"calibration": {"rows": rows, "method": method, **(few if rows < ENOUGH_ROWS else {})}}
+
+
+def candidate_row(trial: Trial, yardstick: Yardstick, speeds: Speeds, choice: Choice, rows: int) -> Row:
     """One row of report["export"]["candidates"]; figures are null where the candidate could not be built.
 
     "passed" tells whether it could have been served: the quality gates and, where the kept one had to pass it, the
@@ -118,17 +144,19 @@ def candidate_row(trial: Trial, yardstick: Yardstick, speeds: Speeds, choice: Ch
         reason = "it is not faster than fp32 ONNX" if slower else "it passes, and another candidate was preferred"
     return {
         "name": trial.name,
-        "metric": float(yardstick.score(form.logits, yardstick.labels)) if form else None,
+        "metric": yardstick.score(form.logits) if form else None,
         "agreement": trial.agreement if form else None,
         "latency_ms": speeds[trial.name]["latency_ms"] if form else None,
         "throughput": speeds[trial.name]["throughput"] if form else None,
         "size_bytes": form.size_bytes if form else None,
         "passed": not trial.reason and not slower,
         "reason": reason,
+        **({"method": trial.method} if trial.method else {}),
+        **_calibration(trial.method, rows),
     }
 
 
-def _none_passed(trials: Sequence[Trial], limits: Limits) -> Choice:
+def _none_passed(trials: Sequence[Trial], limits: Limits, judge: Judge) -> Choice:
     """fp32 is served; the gates show the trial that came closest."""
     built = [trial for trial in trials if trial.form]
     if not built:
@@ -136,10 +164,10 @@ def _none_passed(trials: Sequence[Trial], limits: Limits) -> Choice:
         return Choice(None, False, f"fp32 ONNX is served because no int8 candidate could be built ({reasons}).")
     closest = min(built, key=lambda trial: (trial.drop, -trial.agreement))
     sentence = f"fp32 ONNX is served because no int8 candidate passes the quality gates; the closest is {closest.name}: {closest.reason}."
-    return Choice(None, False, sentence, _quality_gates(closest, limits))
+    return Choice(None, False, sentence, _quality_gates(closest, limits, judge))
 
 
-def _quality_gates(trial: Trial, limits: Limits) -> tuple[Row, ...]:
+def _quality_gates(trial: Trial, limits: Limits, judge: Judge) -> tuple[Row, ...]:
     drop, agreement = trial.drop, trial.agreement
     return (
         gate(
@@ -147,13 +175,13 @@ def _quality_gates(trial: Trial, limits: Limits) -> tuple[Row, ...]:
             limits.max_drop,
             drop,
             drop <= limits.max_drop,
-            f"{trial.name}: the metric {change(drop)} against fp32 ONNX (it may fall by {limits.max_drop:g})",
+            f"{trial.name}: the metric {judge.change(drop)} against fp32 ONNX (it may get worse by {limits.max_drop:g})",
         ),
         gate(
             "int8_agreement",
             limits.min_agreement,
             agreement,
             agreement >= limits.min_agreement,
-            f"{trial.name}: {agreement:.4f} of the rows get fp32's label (at least {limits.min_agreement:g})",
+            f"{trial.name}: {agreement:.4f} of the rows get fp32's answer (at least {limits.min_agreement:g})",
         ),
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,22 +11,33 @@ from typing import Any
 import torch
 from torch import nn
 
-from finetune.errors import RecipeError, SourceError
+from finetune.errors import FinetuneError, SourceError
+from finetune.model.configure import HEAD_DROPOUT_FIELDS, TIMM, configure, no_drop_path
 from finetune.model.groups import LayerGroups, find_layer_groups
+from finetune.model.heads import (
+    body_of,
+    new_head,
+    new_picture_head,
+    new_timm_head,
+    no_head_dropout,
+    renew,
+    set_head_dropout,
+)
 from finetune.model.pickles import convert_pickle
 from finetune.model.quiet import quiet_transformers
+from finetune.model.timm_groups import timm_layer_groups
 from finetune.model_files import first_line
 
-__all__ = ["HEAD_DROPOUT_FIELDS", "TransferModel", "convert_pickle", "load_backbone"]
+__all__ = [
+    "HEAD_DROPOUT_FIELDS",
+    "TransferModel",
+    "blank_picture",
+    "convert_pickle",
+    "load_backbone",
+    "short_text",
+]
 
-# The names under which configurations keep the dropout before their classifier.
-HEAD_DROPOUT_FIELDS = (
-    "classifier_dropout",
-    "classifier_dropout_prob",
-    "seq_classif_dropout",
-    "cls_dropout",
-    "summary_last_dropout",
-)
+Probe = Callable[[nn.Module], Mapping[str, torch.Tensor]]
 
 
 @dataclass(frozen=True)
@@ -47,75 +58,7 @@ class TransferModel:
         return sum(p.numel() for p in self.module.parameters())
 
 
-def load_backbone(
-    folder: Path, labels: Sequence[str], *, auto_class: str, dropout: float | None, seed: int, pad_token_id: int
-) -> TransferModel:
-    """Load `folder` in fp32 with a new head for `labels`; the head's values depend on `seed` alone.
-
-    pad_token_id: what the tokenizer pads with. Neither torch's generator nor transformers' settings change.
-    SourceError when weights of the pretrained body are missing or it cannot be divided into layer groups, RecipeError
-    when the head has no dropout to set.
-    """
-    import transformers
-
-    auto = getattr(transformers, auto_class)
-    with quiet_transformers(), torch.random.fork_rng(devices=[]):
-        config = _configure(folder, labels, dropout, pad_token_id)
-        torch.manual_seed(seed)
-        try:
-            module, info = auto.from_pretrained(
-                folder, config=config, dtype=torch.float32, local_files_only=True, use_safetensors=True,
-                trust_remote_code=False, ignore_mismatched_sizes=True, output_loading_info=True,
-            )  # fmt: skip
-        except Exception as error:  # transformers passes on whatever the architecture or a file reader raises
-            raise SourceError(f"backbone '{folder}' cannot be loaded as {auto_class}: {first_line(error)}") from error
-        missing = set(info["missing_keys"])
-        absent = missing | {key for key, *_ in info["mismatched_keys"]}
-        groups = find_layer_groups(module, module.base_model, lambda: module(**_short_text(module)))
-        new = _new_head(module, missing)
-        fresh = frozenset(name for name, _ in module.named_parameters() if name in absent | new)
-        if stray := sorted(fresh - set(groups.head.parameters)):
-            raise SourceError(
-                f"backbone '{folder}' lacks the weights of {len(stray)} parameters below the head, such as '{stray[0]}', "
-                "or has them in another shape; it is not a checkpoint of this architecture"
-            )
-        # The head first and from the seed itself, so that a pooler in need of values does not change the head's.
-        for names in (new, fresh - new):
-            torch.manual_seed(seed)
-            _renew(module, names)
-    if dropout is not None:
-        _set_head_dropout(module, dropout)
-    return TransferModel(module, groups, fresh, type(module).__name__)
-
-
-def _configure(folder: Path, labels: Sequence[str], dropout: float | None, pad_token_id: int) -> Any:
-    from transformers import AutoConfig
-
-    try:
-        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    except Exception as error:  # a field of a wrong type raises the validators' own classes
-        raise SourceError(
-            f"backbone '{folder}': config.json is not one that transformers knows ({first_line(error)})"
-        ) from error
-    config.num_labels = len(labels)
-    config.id2label = dict(enumerate(labels))
-    config.label2id = {label: i for i, label in enumerate(labels)}
-    config.problem_type = "single_label_classification"
-    rows = getattr(config, "vocab_size", None)
-    if isinstance(rows, int) and pad_token_id >= rows:
-        raise SourceError(
-            f"backbone '{folder}': its tokenizer pads with token {pad_token_id}, but the model knows only {rows} tokens"
-        )
-    # GPT-like models read the last token that is not padding, RoBERTa-like ones count positions from it: both by this id.
-    config.pad_token_id = pad_token_id
-    if dropout is not None:
-        for name in HEAD_DROPOUT_FIELDS:
-            if hasattr(config, name):
-                setattr(config, name, dropout)
-    return config
-
-
-def _short_text(module: nn.Module) -> dict[str, torch.Tensor]:
+def short_text(module: nn.Module) -> dict[str, torch.Tensor]:
     """A text of five tokens as `module` takes it; the last ends it, as encoder-decoders require."""
     end = getattr(module.config, "eos_token_id", None)
     ids = torch.tensor([[1, 2, 3, 4, end if isinstance(end, int) else 5]])
@@ -123,44 +66,90 @@ def _short_text(module: nn.Module) -> dict[str, torch.Tensor]:
     return {name: inputs[name] for name in inspect.signature(module.forward).parameters if name in inputs}
 
 
-def _new_head(module: Any, missing: set[str]) -> set[str]:
-    """Names of the head's parameters that must be new.
+def blank_picture(size: tuple[int, int]) -> Probe:
+    """A probe of one grey picture of `size` (height, width): pixel_values float32 (1, 3, H, W)."""
+    return lambda module: {"pixel_values": torch.zeros(1, 3, *size)}
 
-    A checkpoint with a whole head of this kind was made for other labels: all of it goes. One that only lacks the
-    classifier may share other parts with its pretraining (ModernBERT's dense layer), and those stay.
+
+def load_backbone(
+    folder: Path, labels: Sequence[str], *, auto_class: str, problem_type: str, outputs: int, dropout: float | None,
+    seed: int, pad_token_id: int | None = None, drop_path: float | None = None, probe: Probe | None = None,
+) -> TransferModel:  # fmt: skip
+    """Load `folder` in fp32 with a new head of `outputs`; the head's values depend on `seed` alone.
+
+    labels: their names, or none for a number; problem_type: as in the configurations of transformers; pad_token_id: what
+    the tokenizer of a text model pads with; drop_path: stochastic depth; probe: a small input of the network, a short
+    text if None. Neither torch's generator nor transformers' settings change.
+    SourceError when weights of the pretrained body are missing or it cannot be divided into layer groups, RecipeError
+    when the head has no dropout to set or the network no stochastic depth.
     """
-    body = {id(p) for p in module.base_model.parameters()}
-    head = {name for name, p in module.named_parameters() if id(p) not in body}
-    if head.isdisjoint(missing):
-        return head
-    incomplete = {name.rpartition(".")[0] for name in missing}
-    return {name for name in head if name.rpartition(".")[0] in incomplete}
+    with quiet_transformers(), torch.random.fork_rng(devices=[]):
+        config = configure(
+            folder, labels, problem_type=problem_type, outputs=outputs, dropout=dropout, drop_path=drop_path,
+            pad_token_id=pad_token_id,
+        )  # fmt: skip
+        torch.manual_seed(seed)
+        module, missing, absent = _load(folder, auto_class, config)
+        inputs = dict((probe or short_text)(module))
+        groups = _layer_groups(module, inputs)
+        new = _new_head(module, missing, picture="pixel_values" in inputs)
+        fresh = frozenset(name for name, _ in module.named_parameters() if name in absent | new)
+        _refuse_gaps(folder, module, groups, fresh, missing)
+        # The head first and from the seed itself, so that a pooler in need of values does not change the head's.
+        for names in (new, fresh - new):
+            torch.manual_seed(seed)
+            renew(module, names)
+    if dropout is not None and config.model_type != TIMM:
+        set_head_dropout(module, dropout)
+    return TransferModel(module, groups, fresh, getattr(config, "architecture", None) or type(module).__name__)
 
 
-@torch.no_grad()
-def _renew(module: Any, names: Iterable[str]) -> None:
-    """Give parameters new values, as their architecture initialises them, from torch's current generator.
+def _load(folder: Path, auto_class: str, config: Any) -> tuple[Any, set[str], set[str]]:
+    """The module, the names that the checkpoint lacks, and those that it lacks or has in another shape."""
+    import transformers
 
-    transformers initialises what is not marked as loaded. NaN shows what it would not touch; that would be a head with
-    a stranger's values.
-    """
-    parameters = dict(module.named_parameters())
-    for name in names:
-        parameters[name]._is_hf_initialized = False
-        parameters[name].fill_(torch.nan)
-        parts = name.split(".")
-        for end in range(len(parts)):
-            module.get_submodule(".".join(parts[:end]))._is_hf_initialized = False
-    module.initialize_weights()
-    if untouched := sorted(name for name in names if parameters[name].isnan().any()):
-        raise SourceError(f"{type(module).__name__} does not say how '{untouched[0]}' begins; choose another backbone")
+    try:
+        module, info = getattr(transformers, auto_class).from_pretrained(
+            folder, config=config, dtype=torch.float32, local_files_only=True, use_safetensors=True,
+            trust_remote_code=False, ignore_mismatched_sizes=True, output_loading_info=True,
+        )  # fmt: skip
+    except Exception as error:  # transformers passes on whatever the architecture or a file reader raises
+        raise _not_loaded(folder, auto_class, config, error) from error
+    missing = set(info["missing_keys"])
+    return module, missing, missing | {key for key, *_ in info["mismatched_keys"]}
 
 
-def _set_head_dropout(module: Any, dropout: float) -> None:
-    """Set the dropout before the classifier: the last one outside the pretrained body."""
-    body = set(module.base_model.modules())
-    found = [child for child in module.modules() if isinstance(child, nn.Dropout) and child not in body]
-    if found:
-        found[-1].p = dropout
-    elif dropout > 0:  # without dropout there may be no module for it, which is what 0 asks for
-        raise RecipeError(f"head.dropout: {type(module).__name__} has no dropout before its classifier; remove the key")
+def _not_loaded(folder: Path, auto_class: str, config: Any, error: Exception) -> FinetuneError:
+    """What the failure means: timm's architectures take the recipe's settings as arguments, and some take not all."""
+    asked = getattr(config, "model_args", None) or {}
+    for argument, refusal in (("drop_rate", no_head_dropout), ("drop_path_rate", no_drop_path)):
+        if argument in asked and isinstance(error, TypeError) and f"'{argument}'" in str(error):
+            return refusal(config.architecture)
+    return SourceError(f"backbone '{folder}' cannot be loaded as {auto_class}: {first_line(error)}")
+
+
+def _new_head(module: Any, missing: set[str], *, picture: bool) -> set[str]:
+    if module.config.model_type == TIMM:
+        return new_timm_head(module)
+    return new_picture_head(module, missing) if picture else new_head(module, missing)
+
+
+def _layer_groups(module: Any, inputs: Mapping[str, torch.Tensor]) -> LayerGroups:
+    picture = inputs.get("pixel_values")
+    trial = "a short text" if picture is None else "a picture of {}×{} pixels".format(*picture.shape[-2:])
+    if module.config.model_type == TIMM:
+        return timm_layer_groups(module, "timm_model", lambda: module(**inputs), trial=trial)
+    return find_layer_groups(module, body_of(module), lambda: module(**inputs), trial=trial)
+
+
+def _refuse_gaps(folder: Path, module: Any, groups: LayerGroups, fresh: frozenset[str], missing: set[str]) -> None:
+    """SourceError when what lies below the head is not all from the checkpoint, running statistics included."""
+    stray = sorted(fresh - set(groups.head.parameters))
+    head = set(groups.head.modules)
+    statistics = {n for n, _ in module.named_buffers() if n.endswith((".running_mean", ".running_var"))}
+    stray += sorted(n for n in statistics & missing if n.rpartition(".")[0] not in head)
+    if stray:
+        raise SourceError(
+            f"backbone '{folder}' lacks the weights of {len(stray)} parameters below the head, such as '{stray[0]}', "
+            "or has them in another shape; it is not a checkpoint of this architecture"
+        )

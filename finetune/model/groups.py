@@ -53,16 +53,22 @@ class LayerGroups:
         """The `count` groups nearest the output, head included."""
         return self.groups[len(self.groups) - count :]
 
+    def pick(self, indices: Sequence[int]) -> tuple[LayerGroup, ...]:
+        """The groups of these indices, 0 at the input side, in the network's order."""
+        return tuple(self.groups[index] for index in sorted(indices))
+
 
 # A block is usually one module; where an architecture spreads a block over several lists (XLM), it is one of each.
 Block = tuple[str, ...]
 
 
-def find_layer_groups(model: nn.Module, blocks_under: nn.Module, run: Callable[[], object]) -> LayerGroups:
+def find_layer_groups(
+    model: nn.Module, blocks_under: nn.Module, run: Callable[[], object], *, trial: str = "a short text"
+) -> LayerGroups:
     """Group a network's parameters and modules by when they first run.
 
     model: the whole network; blocks_under: the part in which lists of blocks are searched (the pretrained body);
-    run: one small forward pass of `model`.
+    run: one small forward pass of `model`, on what `trial` says.
     SourceError when the pass fails, no blocks are found, nothing comes after them, or a parameter has no place.
     """
     architecture = type(model).__name__
@@ -71,7 +77,7 @@ def find_layer_groups(model: nn.Module, blocks_under: nn.Module, run: Callable[[
         raise SourceError(
             f"{architecture} has no list of blocks, so it cannot be divided into layer groups; choose another backbone"
         )
-    first_run = _first_runs(model, run)
+    first_run = first_runs(model, run, trial)
     blocks = _in_running_order(_merge_parallel(lists, first_run), first_run)
     depth_of_module = {
         name: depth
@@ -115,8 +121,11 @@ def _members(name: str, modules: nn.ModuleList) -> Iterator[str]:
             yield f"{name}.{i}"
 
 
-def _first_runs(model: nn.Module, run: Callable[[], object]) -> dict[str, int]:
-    """Module name -> position in the order in which modules are first called in one forward pass, in eval mode."""
+def first_runs(model: nn.Module, run: Callable[[], object], trial: str) -> dict[str, int]:
+    """Module name -> position in the order in which modules are first called in one forward pass, in eval mode.
+
+    SourceError when the pass fails; `trial` says on what.
+    """
     seen: dict[str, int] = {}
 
     def note(name: str) -> Callable[..., None]:
@@ -131,7 +140,7 @@ def _first_runs(model: nn.Module, run: Callable[[], object]) -> dict[str, int]:
             run()
     except Exception as error:  # whatever this architecture's own code raises
         raise SourceError(
-            f"{type(model).__name__} fails on a short text ({first_line(error)}), so its layer groups cannot be found; choose another backbone"
+            f"{type(model).__name__} fails on {trial} ({first_line(error)}), so its layer groups cannot be found; choose another backbone"
         ) from error
     finally:
         for handle in handles:

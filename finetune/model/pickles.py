@@ -1,4 +1,4 @@
-"""Pickled weights turned into safetensors, in a process of its own."""
+"""Pickled weights turned into safetensors, in a process of their own."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import json
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from fnmatch import fnmatch
 from pathlib import Path
 
@@ -14,6 +15,8 @@ from finetune.model_files import MODEL_FILES, PICKLE_FILES
 
 # The child runs this and nothing of this package, so what a pickle might do happens where nothing else is.
 # weights_only admits tensors and plain containers, no code. Tied tensors are cloned, because safetensors holds no aliases.
+# A training checkpoint holds the weights one level down, beside the optimizer's. safetensors sorts its tensors, so their order
+# is kept in the metadata.
 _PROGRAM = """
 import json, os, pathlib, sys
 import torch
@@ -26,11 +29,14 @@ try:
         content = torch.load(part, map_location="cpu", weights_only=True)
         if not isinstance(content, dict):
             raise TypeError(f"{part.name} holds a {type(content).__name__}, not named tensors")
+        inner = [v for v in content.values() if isinstance(v, dict) and any(isinstance(t, torch.Tensor) for t in v.values())]
+        if len(inner) == 1 and not any(isinstance(v, torch.Tensor) for v in content.values()):
+            content = inner[0]
         tensors.update({k: v.contiguous().clone() for k, v in content.items() if isinstance(v, torch.Tensor)})
     if not tensors:
         raise TypeError("there are no tensors in it")
     partial = out.with_name(f"{out.name}.{os.getpid()}")
-    save_file(tensors, partial, metadata={"format": "pt"})
+    save_file(tensors, partial, metadata={"format": "pt", "order": json.dumps(list(tensors))})
     partial.replace(out)
 except Exception as error:
     print(json.dumps(str(error)))
@@ -49,13 +55,21 @@ def convert_pickle(folder: Path, into: Path) -> Path:
         if path.is_file() and wanted and path.name != "pytorch_model.bin.index.json":
             shutil.copyfile(path, into / path.name)
     parts = sorted(path for pattern in PICKLE_FILES for path in folder.glob(pattern))
-    command = [sys.executable, "-I", "-c", _PROGRAM, str(into / "model.safetensors"), *map(str, parts)]
+    convert_weights(str(folder), parts, into / "model.safetensors")
+    return into
+
+
+def convert_weights(name: str, parts: Sequence[Path], out: Path) -> None:
+    """Write the tensors of pickles into one safetensors file, whose metadata keep their `order` as a JSON list of names.
+
+    SourceError, about the backbone `name`, as `convert_pickle` says.
+    """
+    command = [sys.executable, "-I", "-c", _PROGRAM, str(out), *map(str, parts)]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode != 0:
         raise SourceError(
-            f"backbone '{folder}': its pickle does not load safely ({_reason(done.stdout)}); choose a checkpoint with safetensors"
+            f"backbone '{name}': its pickle does not load safely ({_reason(done.stdout)}); choose a checkpoint with safetensors"
         )
-    return into
 
 
 def _reason(printed: str) -> str:

@@ -6,6 +6,7 @@ from finetune.recipe.schema import json_schema
 from finetune.recipe.starter import starter_recipe
 from finetune.recipe.types import (
     AuditSettings,
+    AugmentSettings,
     BackboneSettings,
     CardSettings,
     DataSettings,
@@ -25,6 +26,7 @@ from finetune.recipe.types import (
 
 __all__ = [
     "AuditSettings",
+    "AugmentSettings",
     "BackboneSettings",
     "CardSettings",
     "DataSettings",

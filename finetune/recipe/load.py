@@ -30,7 +30,14 @@ from finetune.recipe.types import Recipe
 # What a recipe says about a source holds for that source only: an override of the key on the left takes these away, so
 # that the licence asserted for one model, say, never covers another.
 BOUND_TO_SOURCE: dict[KeyPath, tuple[KeyPath, ...]] = {
-    ("backbone", "name"): (("backbone", "revision"), ("license", "backbone"), ("card", "base_model")),
+    ("backbone", "name"): (
+        ("backbone", "revision"),
+        ("backbone", "architecture"),
+        ("backbone", "rename"),
+        ("backbone", "allow_pickle"),
+        ("license", "backbone"),
+        ("card", "base_model"),
+    ),
     ("data", "source"): (("data", "config"), ("license", "data"), ("card", "dataset_name")),
 }
 

@@ -25,6 +25,8 @@ SPLIT_NAMES = {
 }
 TEXT_NAMES = ("text", "sentence", "review", "content", "body", "document", "message", "comment", "utterance", "tweet",
               "article", "question", "query", "description", "title", "headline")  # fmt: skip
+IMAGE_NAMES = ("image", "img", "picture", "photo", "file", "filename", "file_name", "path", "filepath", "image_path")
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff")
 LABEL_NAMES = ("label", "labels", "category", "class", "target", "sentiment", "topic", "intent", "rating", "stars",
                "score", "tag", "y", "label_text")  # fmt: skip
 _BYTES = 256 * 1024
@@ -36,21 +38,25 @@ Row = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Look:
-    """What a data path seems to hold. `splits` maps train, validation, test to paths when the user has separate tables."""
+    """What a data path seems to hold: texts or images (`modality`), in `input_column` of a table.
+
+    `splits` maps train, validation, test to paths when the user has separate tables.
+    """
 
     format: str
+    modality: str = "text"
     labels: tuple[str, ...] = ()
     columns: tuple[str, ...] = ()
-    text_column: str | None = None
+    input_column: str | None = None
     label_column: str | None = None
     encoding: str = "utf-8"
     splits: Mapping[str, Path] = field(default_factory=dict)
 
 
-def look_at(path: Path, text_column: str | None = None, label_column: str | None = None) -> Look:
-    """Look at a file or folder; DataError if it holds nothing that a text classifier could be trained on."""
+def look_at(path: Path, input_column: str | None = None, label_column: str | None = None) -> Look:
+    """Look at a file or folder; DataError if it holds nothing that a classifier of texts or images could be trained on."""
     if path.is_file():
-        return _look_at_table(path, text_column, label_column)
+        return _look_at_table(path, input_column, label_column)
     if not path.is_dir():
         raise DataError(f"{path}: no such file or folder; check the path")
     try:
@@ -59,18 +65,23 @@ def look_at(path: Path, text_column: str | None = None, label_column: str | None
         raise DataError(f"{path}: cannot be read ({error.strerror}); check its permissions") from error
     splits = _splits(entries)
     if "train" in splits:
-        first = look_at(splits["train"], text_column, label_column)
+        first = look_at(splits["train"], input_column, label_column)
         return Look(**{**vars(first), "splits": splits})
-    classes = [entry for entry in entries if entry.is_dir() and any(entry.glob("*.txt"))]
-    if len(classes) >= 2:
-        return Look(format="folder", labels=tuple(entry.name for entry in classes))
+    for modality, suffixes in (("text", (".txt",)), ("image", IMAGE_SUFFIXES)):
+        classes = [entry for entry in entries if entry.is_dir() and _holds(entry, suffixes)]
+        if len(classes) >= 2:
+            return Look(format="folder", modality=modality, labels=tuple(entry.name for entry in classes))
     tables = [entry for entry in entries if entry.suffix.lower() in FORMATS]
     if len(tables) == 1:
         raise DataError(f"{path}: holds one table; name the file itself: {tables[0]}")
     raise DataError(
-        f"{path}: neither two class folders with .txt files nor tables named train, validation, test; "
+        f"{path}: neither two class folders with .txt files or images nor tables named train, validation, test; "
         "arrange it so, or name one CSV, TSV, JSON lines or Parquet file"
     )
+
+
+def _holds(folder: Path, suffixes: Sequence[str]) -> bool:
+    return any(entry.suffix.lower() in suffixes for entry in folder.iterdir())
 
 
 def _splits(entries: Sequence[Path]) -> dict[str, Path]:
@@ -85,7 +96,7 @@ def _splits(entries: Sequence[Path]) -> dict[str, Path]:
     return splits
 
 
-def _look_at_table(path: Path, text_column: str | None, label_column: str | None) -> Look:
+def _look_at_table(path: Path, input_column: str | None, label_column: str | None) -> Look:
     kind = FORMATS.get(path.suffix.lower())
     if kind is None:
         raise DataError(f"{path}: unknown kind of file '{path.suffix}'; give a .csv, .tsv, .jsonl or .parquet file")
@@ -98,17 +109,33 @@ def _look_at_table(path: Path, text_column: str | None, label_column: str | None
     if not rows:
         raise DataError(f"{path}: no rows; a classifier needs a column of texts and a column of labels")
     columns = tuple(rows[0])
-    for column in filter(None, (text_column, label_column)):
+    for column in filter(None, (input_column, label_column)):
         if column not in columns:
             raise DataError(f"{path}: no column '{column}'{nearest(column, columns)}")
-    label = label_column or _label_column(rows, columns, text_column)
-    text_name = text_column or _text_column(rows, columns, label)
-    if label is None or text_name is None:
-        missing = "labels" if label is None else "texts"
+    images = [column for column in columns if column != label_column and _all_images(rows, column)]
+    pictured = input_column in images if input_column else bool(images)
+    if pictured:
+        input_column = input_column or _by_name(IMAGE_NAMES, dict.fromkeys(images, 0)) or images[0]
+    label = label_column or _label_column(rows, columns, input_column)
+    found = input_column or _text_column(rows, columns, label)
+    if label is None or found is None:
+        missing = "labels" if label is None else "texts or images"
         raise DataError(f"{path}: no column looks like {missing}; say which one it is: {', '.join(columns)}")
     return Look(
-        format=kind, labels=_labels(rows, label), columns=columns, text_column=text_name, label_column=label, encoding=encoding
+        format=kind, modality="image" if pictured else "text", labels=_labels(rows, label), columns=columns,
+        input_column=found, label_column=label, encoding=encoding,
     )  # fmt: skip
+
+
+def _all_images(rows: Sequence[Row], column: str) -> bool:
+    """Whether every row of a column names an image file, or holds encoded bytes as the hub's Image feature does."""
+    return all(_is_image(row.get(column)) for row in rows)
+
+
+def _is_image(value: object) -> bool:
+    if isinstance(value, Mapping):
+        return bool(value.get("bytes") or _is_image(value.get("path")))
+    return isinstance(value, bytes) or (isinstance(value, str) and value.strip().lower().endswith(IMAGE_SUFFIXES))
 
 
 def _beginning(path: Path) -> tuple[str, str]:
@@ -175,14 +202,14 @@ def _parquet_rows(path: Path) -> list[Row]:
     return rows
 
 
-def _label_column(rows: Sequence[Row], columns: Sequence[str], text_column: str | None) -> str | None:
+def _label_column(rows: Sequence[Row], columns: Sequence[str], input_column: str | None) -> str | None:
     """A column by its name, else the one with the fewest distinct short values, at least two of them."""
     candidates, lengths = {}, {}
-    text_column = text_column or _by_name(TEXT_NAMES, dict.fromkeys(columns, 0))
+    input_column = input_column or _by_name(TEXT_NAMES, dict.fromkeys(columns, 0))
     for column in columns:
         found = [str(row[column]) for row in rows if _is_label(row.get(column))]
         values = set(found)
-        if column != text_column and len(found) >= 0.9 * len(rows) and len(values) <= _MOST_LABELS:
+        if column != input_column and len(found) >= 0.9 * len(rows) and len(values) <= _MOST_LABELS:
             candidates[column] = len(values)
             lengths[column] = sum(map(len, found))
     named = _by_name(LABEL_NAMES, candidates)

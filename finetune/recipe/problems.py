@@ -129,7 +129,11 @@ def _limit(error: ErrorDetails, value: Any) -> str | None:
         least = limits["min_length"]
         return "must not be empty" if least == 1 else f"needs at least {least} characters, found {len(value)}"
     if kind == "too_short":
+        if limits["min_length"] > 1:
+            return f"needs at least {limits['min_length']} items, found {limits['actual_length']}"
         return "must not be an empty list; add an item or remove the key"
+    if kind == "too_long":
+        return f"takes at most {limits['max_length']} items, found {limits['actual_length']}"
     if kind == "string_pattern_mismatch":
         rule = _PATTERNS.get(limits["pattern"], f"it must match {limits['pattern']}")
         return f"{found(value)} does not fit; {rule}"

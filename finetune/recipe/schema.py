@@ -1,7 +1,7 @@
 """The recipe's JSON Schema, and what can be asked of it: which keys a section has, what a value should look like.
 
-Field descriptions are the docstrings under the fields in types.py. Pydantic could collect them itself, but it would read
-its own source again for every class at import; here the file is parsed once, and only when a schema is asked for.
+Field descriptions are the docstrings under the fields in the modules of recipe types. Pydantic could collect them itself, but it
+would read their source again for every class at import; here each file is parsed once, and only when a schema is asked for.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from functools import cache
 from typing import Any
 
-from finetune.recipe import types
+from finetune.recipe import data_types, learning_types, result_types, types
 from finetune.recipe.strict_yaml import KeyPath
 
 DRAFT = "https://json-schema.org/draft/2020-12/schema"
@@ -31,9 +31,10 @@ def json_schema() -> dict[str, Any]:
 
 
 def _descriptions() -> dict[tuple[str, str], str]:
-    """(class, field) → the string literal that follows the field in types.py."""
+    """(class, field) → the string literal that follows the field."""
     words = {}
-    for section in ast.parse(inspect.getsource(types)).body:
+    modules = (types, data_types, learning_types, result_types)
+    for section in (node for module in modules for node in ast.parse(inspect.getsource(module)).body):
         if isinstance(section, ast.ClassDef):
             for field, after in zip(section.body, section.body[1:]):
                 if (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,27 +14,62 @@ from finetune.recipe.strict_yaml import check_text, shorten
 if TYPE_CHECKING:
     from finetune.recipe.peek import Look
 
-DEFAULT_BACKBONE = "distilbert/distilbert-base-uncased"
+
+@dataclass(frozen=True)
+class _Kind:
+    """What differs between recipes for texts and for images."""
+
+    what: str
+    task: str
+    backbone: str
+    backbone_words: str
+    inputs: str
+    training: str
+    language: str
+
+
+_KINDS = {
+    "text": _Kind(
+        "a text classifier",
+        "text_classification",
+        "distilbert/distilbert-base-uncased",
+        "hub id (id@revision), local folder, or package:NAME/path",
+        "  max_length: 128  # tokens; longer texts are cut, and the report says how many\n",
+        "",
+        "  language: [en]  # ISO 639-1 codes of the texts' languages\n",
+    ),
+    "image": _Kind(
+        "an image classifier",
+        "image_classification",
+        "timm/efficientnet_b0.ra_in1k",
+        "hub id of a timm or transformers image model, local folder, or package:NAME/path",
+        "  unreadable: refuse  # or skip: what to do about truncated, huge or foreign files; both name them\n",
+        "  augment:  # random changes to training images\n"
+        "    horizontal_flip: 0.5\n"
+        "    random_resized_crop: [0.5, 1.0]  # shares of the area; null if what matters may be at the border\n",
+        "  tags: []\n",
+    ),
+}
+DEFAULT_BACKBONE = _KINDS["text"].backbone
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?", re.ASCII)
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,79}")
 _MOST_SHOWN = 12
 
 _TEMPLATE = """\
-{schema}# {name}: a text classifier. Check it with `finetune validate FILE`, run it with `finetune run FILE`.
+{schema}# {name}: {what}. Check it with `finetune validate FILE`, run it with `finetune run FILE`.
 # Every key with its default is listed in docs/recipe.md; one key can be changed for one run: `finetune run FILE seed=1`.
 
 name: {quoted_name}  # the bundle goes to exports/{name}
 description: ""  # one or two sentences for the report and the model card
-task: text_classification
+task: {task}
 seed: 0
 
 backbone:
-  name: {backbone}  # hub id (id@revision), local folder, or package:NAME/path
+  name: {backbone}  # {backbone_words}
 
 data:
 {data}
-  max_length: 128  # tokens; longer texts are cut, and the report says how many
-{splits}
+{inputs}{splits}
 transfer:
   unfreeze: gradual  # gradual, lp_ft, head_only or full
   head_epochs: 1  # first the new head alone …
@@ -44,7 +80,7 @@ transfer:
 
 train:
   batch_size: 32
-
+{training}
 evaluation:
   metric: accuracy  # chooses the best weights; f1_macro if some labels are rare
 
@@ -56,22 +92,22 @@ license:
   #   reason: "stated on the page that I downloaded the data from"
 
 card:
-  language: [en]  # ISO 639-1 codes of the texts' languages
-"""
+{language}"""
 
 
 def starter_recipe(
     data_path: str,
     *,
     name: str | None = None,
-    backbone: str = DEFAULT_BACKBONE,
+    backbone: str | None = None,
     text_column: str | None = None,
+    image_column: str | None = None,
     label_column: str | None = None,
     schema: str | None = None,
 ) -> str:
     """Commented YAML for data at a local path; hub ids and `package:` paths are taken as they are, without a look.
 
-    Columns are guessed from header names and content where not given. `schema` is the path or URL of the JSON Schema for
+    Columns, and whether they hold texts or images, are guessed from header names and content where not given. `schema` is the path or URL of the JSON Schema for
     editors that run yaml-language-server. DataError if the path holds nothing to learn from, RecipeError for a bad name.
     """
     from finetune.recipe.peek import look_at  # csv and json are wanted for this alone
@@ -86,14 +122,21 @@ def starter_recipe(
         raise DataError(f"{shorten(ascii(data_path))}: the path is not valid UTF-8; rename the file") from error
     path = Path(data_path)
     unseen = data_path.startswith("package:") or (_HUB_ID.fullmatch(data_path) and not path.exists())
-    look = None if unseen else look_at(path, text_column, label_column)
-    run_name = name or _name_for(data_path)
+    look = None if unseen else look_at(path, text_column or image_column, label_column)
+    modality = look.modality if look else "image" if image_column else "text"
+    kind, run_name = _KINDS[modality], name or _name_for(data_path)
     return _TEMPLATE.format(
         schema=f"# yaml-language-server: $schema={shorten(schema, 500)}\n" if schema else "",
         name=run_name,
         quoted_name=scalar_text(run_name),
-        backbone=scalar_text(backbone),
-        data=_data(data_path, look, text_column, label_column),
+        what=kind.what,
+        task=kind.task,
+        backbone=scalar_text(backbone or kind.backbone),
+        backbone_words=kind.backbone_words,
+        data=_data(data_path, look, modality, text_column or image_column, label_column),
+        inputs=kind.inputs,
+        training=kind.training,
+        language=kind.language,
         splits=_splits(look),
     )
 
@@ -104,17 +147,17 @@ def _name_for(data_path: str) -> str:
     return name or "my-classifier"
 
 
-def _data(data_path: str, look: Look | None, text_column: str | None, label_column: str | None) -> str:
+def _data(data_path: str, look: Look | None, modality: str, input_column: str | None, label_column: str | None) -> str:
     source = str(look.splits["train"]) if look and look.splits else data_path
     lines = [f"source: {scalar_text(source)}"]
     if look is None:
-        lines += [f"text_column: {scalar_text(text_column or 'text')}  # check the name of the column",
+        lines += [f"{modality}_column: {scalar_text(input_column or modality)}  # check the name of the column",
                   f"label_column: {scalar_text(label_column or 'label')}  # check the name of the column"]  # fmt: skip
     else:
         lines.append(f"format: {look.format}")
-        if look.text_column and look.label_column:
+        if look.input_column and look.label_column:
             columns = shorten(", ".join(look.columns), 100)
-            lines += [f"text_column: {scalar_text(look.text_column)}  # columns: {columns}",
+            lines += [f"{modality}_column: {scalar_text(look.input_column)}  # columns: {columns}",
                       f"label_column: {scalar_text(look.label_column)}"]  # fmt: skip
         if look.encoding != "utf-8":
             lines.append(f"encoding: {look.encoding}" + ("  # not UTF-8; check" if look.encoding == "cp1252" else ""))

@@ -32,6 +32,7 @@ _PIPELINES = (
     "text-classification",
     "token-classification",
     "image-classification",
+    "image-feature-extraction",
     "text-generation",
     "feature-extraction",
     "sentence-similarity",
@@ -75,7 +76,9 @@ def _parse(front: str) -> dict[str, Any] | str:
 
 def _metadata_problems(metadata: Mapping[str, Any]) -> Iterator[str]:
     for key in REQUIRED_KEYS:
-        if metadata.get(key) in (None, "", []):
+        # Only what is read in a language has one.
+        needed = key != "language" or not str(metadata.get("pipeline_tag")).startswith("image-")
+        if needed and metadata.get(key) in (None, "", []):
             yield f"front matter: {key} is missing"
     yield from _license_problems(metadata)
     yield from _language_problems(_as_list(metadata.get("language")))

@@ -8,12 +8,12 @@ from collections.abc import Iterator, Mapping
 from pathlib import PurePosixPath
 from typing import Any
 
+from finetune.release._kinds import is_timm, kind_of, modality_of, target_of
 from finetune.release._markdown import one_line
 
 Report = Mapping[str, Any]
 
 REPO_ID = re.compile(r"(?:[A-Za-z0-9][\w.-]*/)?[A-Za-z0-9][\w.-]*")
-PIPELINE_TAGS = {"text_classification": "text-classification"}
 METRIC_NAMES = {
     "accuracy": "Accuracy",
     "balanced_accuracy": "Balanced accuracy",
@@ -23,18 +23,32 @@ METRIC_NAMES = {
     "precision_micro": "Precision, micro",
     "recall_macro": "Recall, macro",
     "recall_micro": "Recall, micro",
-    "loss": "Loss, cross-entropy",
+    "exact_match": "Exact match",
+    "label_accuracy": "Label accuracy",
+    "average_precision_macro": "Average precision, macro",
+    "mae": "Mean absolute error",
+    "rmse": "Root mean squared error",
+    "r2": "R²",
+    "pearson": "Pearson correlation",
+    "spearman": "Spearman correlation",
 }
+LOWER_IS_BETTER = frozenset({"loss", "mae", "rmse"})
+SHARES = frozenset(METRIC_NAMES) - {"mae", "rmse", "r2", "pearson", "spearman"}
+"""Metrics that are fractions of one, whose differences are told in points."""
+
+# The Hub's metric ids, which are those of its evaluate library, where they are not ours.
+_HUB_METRICS = {"r2": "r_squared", "pearson": "pearsonr", "spearman": "spearmanr"}
+_HUB_LOSS = {"single_label": "loss", "multi_label": "loss", "regression": "mse"}
 
 
-def metric_name(metric: str) -> str:
-    """A metric as people write it."""
-    return METRIC_NAMES.get(metric, metric.removeprefix("evaluate:"))
+def metric_name(report: Report, metric: str) -> str:
+    """A metric as people write it; the loss by the name that the target's has."""
+    return target_of(report).loss if metric == "loss" else METRIC_NAMES.get(metric, metric.removeprefix("evaluate:"))
 
 
-def metric_in_sentence(metric: str) -> str:
+def metric_in_sentence(report: Report, metric: str) -> str:
     """A metric inside a sentence: lower case, unless it is an abbreviation such as F1."""
-    name = metric_name(metric)
+    name = metric_name(report, metric)
     return name[0].lower() + name[1:] if name[:1].isupper() and name[1:2].islower() else name
 
 
@@ -76,39 +90,39 @@ def served_name(report: Report) -> str:
 def metadata(report: Report) -> dict[str, Any]:
     """The card's front matter, after the Hub's specification of model cards."""
     run, license_report = report["run"], report["license"]
-    task = PIPELINE_TAGS[run["task"]]
+    modality, target = kind_of(report)
+    task = run.get("pipeline_tag") or modality_of(report).pipeline_tag
     data_id = hub_repo(report["data"])
     base = hub_repo(report["backbone"])
-    metrics = list(
-        dict.fromkeys(kind for kind, _ in map(_hub_metric, metric_values(report["metrics"]["test"])) if kind != "loss")
-    )
-    own_tags = report["recipe"].get("card", {}).get("tags", ())
+    kinds = (_hub_metric(target, metric)[0] for metric in metric_values(report["metrics"]["test"]))
     is_other = license_report["bundle_license"] == "other"
     return {
-        "language": list(report["recipe"].get("card", {}).get("language", ("en",))),
+        # Pictures have no language, and neither has what is said of them.
+        "language": list(report["recipe"].get("card", {}).get("language", ("en",))) if modality == "text" else None,
         "license": license_report["bundle_license"],
         "license_name": slug(license_report["bundle_license_name"]) if is_other else None,
         "license_link": license_report["bundle_license_link"] if is_other else None,
-        "library_name": "transformers",
+        "library_name": "timm" if is_timm(report) else "transformers",
         "pipeline_tag": task,
         "base_model": base,
         "base_model_relation": "finetune" if base else None,
         "datasets": [data_id] if data_id else None,
-        "tags": list(
-            dict.fromkeys(
-                [
-                    task,
-                    "fine-tuned",
-                    "onnx",
-                    *(["int8"] if report["export"]["int8"] else []),
-                    "finetune-recipes",
-                    *own_tags,
-                ]
-            )
-        ),
-        "metrics": metrics,
+        "tags": _tags(report, task),
+        "metrics": list(dict.fromkeys(kind for kind in kinds if kind != "loss")),
         "model-index": [{"name": run["name"], "results": list(_results(report, task, data_id))}],
     }
+
+
+def _tags(report: Report, task: str) -> list[str]:
+    # The Hub's own timm models carry both libraries as tags, since both load them.
+    libraries = ["timm", "transformers"] if is_timm(report) else []
+    int8 = ["int8"] if report["export"]["int8"] else []
+    own = report["recipe"].get("card", {}).get("tags", ())
+    return list(
+        dict.fromkeys(
+            [task, *target_of(report).tags, *libraries, "fine-tuned", "onnx", *int8, "finetune-recipes", *own]
+        )
+    )
 
 
 def slug(name: str) -> str:
@@ -132,27 +146,34 @@ def _results(report: Report, task: str, data_id: str | None) -> Iterator[dict[st
             (report["metrics"]["test_served"], f"served, {served_name(report)}"),
         )
         for metric, values in metric_values(measured).items()
-        if (entry := _result(metric, values, form)) is not None
+        if (entry := _result(report, metric, values, form)) is not None
     ]
-    yield {"task": {"type": task, "name": "Text classification"}, "dataset": dataset, "metrics": metrics}
+    yield {"task": {"type": task, "name": task_name(report)}, "dataset": dataset, "metrics": metrics}
 
 
-def _result(metric: str, values: Mapping[str, Any], form: str) -> dict[str, Any] | None:
+def task_name(report: Report) -> str:
+    """The task in words: Image multi-label classification."""
+    return f"{modality_of(report).one.capitalize()} {target_of(report).named}"
+
+
+def _result(report: Report, metric: str, values: Mapping[str, Any], form: str) -> dict[str, Any] | None:
     value = values["value"]
     if value is None:
         return None  # a metric that is not defined on these rows has nothing to publish
-    kind, average = _hub_metric(metric)
+    kind, average = _hub_metric(kind_of(report)[1], metric)
     return {
         "type": kind,
         "value": value if isinstance(value, float) and not math.isfinite(value) else round(value, 6),
-        "name": f"{metric_name(metric)} ({form})",
+        "name": f"{metric_name(report, metric)} ({form})",
         "args": {"average": average} if average else None,
     }
 
 
-def _hub_metric(metric: str) -> tuple[str, str | None]:
+def _hub_metric(target: str, metric: str) -> tuple[str, str | None]:
     """The Hub's metric id and averaging: `f1_macro` is `f1` with average macro."""
     if metric.startswith("evaluate:"):
         return slug(metric.removeprefix("evaluate:").rstrip("/").rsplit("/", 1)[-1]), None
-    kind, _, average = metric.partition("_")
-    return (kind, average) if average in ("macro", "micro") else (metric, None)
+    if metric == "loss":
+        return _HUB_LOSS[target], None
+    kind, _, average = metric.rpartition("_")
+    return (kind, average) if average in ("macro", "micro") else (_HUB_METRICS.get(metric, metric), None)

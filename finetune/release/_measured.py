@@ -1,82 +1,114 @@
-"""Sections of the card about what was measured: results, calibration, exported forms, limitations."""
+"""Sections of the card about what was measured: results, calibration, exported forms."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from finetune.release._facts import Report, metric_in_sentence, metric_name, metric_values, served_name
+from finetune.release._facts import LOWER_IS_BETTER, SHARES, Report, metric_name, metric_values, served_name
+from finetune.release._kinds import kind_of, target_of
 from finetune.release._markdown import bullets, code, counted, interval, megabytes, number, share, table, text
 
 _MOST_CLASSES = 30
 _MOST_CONFUSION = 12
+_BASELINES = {
+    "tfidf_logreg": "TF-IDF + logistic regression",
+    "tfidf_ridge": "TF-IDF + ridge regression",
+    "pixels_logreg": "16 × 16 grey pixels + logistic regression",
+    "pixels_ridge": "16 × 16 grey pixels + ridge regression",
+    "majority": "Majority label",
+    "mean": "Mean of the training rows",
+}
+_LEARNED = {"tfidf": "the TF-IDF baseline", "pixels": "the baseline on grey pixels"}
+"""Baselines that learn from the input, by the beginning of their key."""
 
 
 def results(report: Report) -> str:
-    """Test results of the torch and the served model beside the baselines, then per label."""
+    """Test results of the torch and the served model beside the baselines, then what the target is judged by."""
     test, served = report["metrics"]["test"], report["metrics"]["test_served"]
     baselines = report["baselines"] or {}
-    names = {"tfidf_logreg": "TF-IDF + logistic regression", "majority": "Majority label"}
-    shown = [key for key in names if key in baselines]
+    shown = [key for key in _BASELINES if key in baselines]
     rows = [
         [
-            text(metric_name(metric)),
+            text(metric_name(report, metric)),
             interval(values),
             interval(served.get(metric)),
             *[interval(baselines[key].get(metric)) for key in shown],
         ]
         for metric, values in metric_values(test).items()
     ]
-    header = ["Metric", "PyTorch", f"Served ({served_name(report)})", *[names[key] for key in shown]]
+    header = ["Metric", "PyTorch", f"Served ({served_name(report)})", *[_BASELINES[key] for key in shown]]
     parts = [
         f"Measured once, on {number(test['rows'])} test rows that no training or selection step has seen. "
-        "In parentheses: 95 % confidence intervals (Wilson for accuracy, bootstrap over rows for the rest).",
+        f"In parentheses: 95 % confidence intervals ({_INTERVALS[kind_of(report)[1]]}).",
         table(header, rows),
         _did_it_pay(report),
-        *_per_label(test, report["data"]["labels"]),
+        *_DETAILS[kind_of(report)[1]](report),
     ]
     return "\n\n".join(part for part in parts if part)
+
+
+_INTERVALS = {
+    "single_label": "Wilson for accuracy, bootstrap over rows for the rest",
+    "multi_label": "Wilson for exact match, bootstrap over rows for the rest",
+    "regression": "bootstrap over rows",
+}
 
 
 def _did_it_pay(report: Report) -> str:
     primary = report["metrics"]["primary"]
     ours = metric_values(report["metrics"]["test"]).get(primary)
-    baseline = ((report["baselines"] or {}).get("tfidf_logreg") or {}).get(primary)
+    baselines = report["baselines"] or {}
+    learned = next((key for key in baselines if key.partition("_")[0] in _LEARNED), None)
+    baseline = (baselines.get(learned) or {}).get(primary) if learned else None
     baseline = baseline.get("value") if isinstance(baseline, Mapping) else baseline
-    if ours is None or baseline is None or ours["value"] is None or primary == "loss":
+    if learned is None or ours is None or baseline is None or ours["value"] is None or primary == "loss":
         return ""
-    gain, low = ours["value"] - baseline, ours.get("low")
-    name = metric_name(primary)
+    lower, other = primary in LOWER_IS_BETTER, _LEARNED[learned.partition("_")[0]]
+    gain = (baseline - ours["value"]) if lower else (ours["value"] - baseline)
+    name, side = metric_name(report, primary), "below" if lower else "above"
+    far = f"{number(gain * 100, 1)} points" if primary in SHARES else number(gain)
     if gain <= 0:
-        return f"{name} is not above the TF-IDF baseline ({number(gain * 100, 1)} points): on these data the simpler model does as well."
-    doubt = (
-        "; the baseline lies inside the interval, so the gain may be chance"
-        if low is not None and baseline >= low
-        else ""
-    )
-    return f"{name} is {number(gain * 100, 1)} points above the TF-IDF baseline{doubt}."
+        return f"{name} is not {side} {other} ({far}): on these data the simpler model does as well."
+    worst = ours.get("high" if lower else "low")
+    reached = worst is not None and (baseline <= worst if lower else baseline >= worst)
+    doubt = "; the baseline lies inside the interval, so the gain may be chance" if reached else ""
+    return f"{name} is {far} {side} {other}{doubt}."
 
 
-def _per_label(test: Mapping[str, Any], labels: list[str]) -> Iterator[str]:
-    scores = test.get("per_class") or {}
-    ordered = (
-        sorted(scores, key=lambda label: (scores[label]["f1"], label))[:_MOST_CLASSES]
-        if len(scores) > _MOST_CLASSES
-        else list(scores)
-    )
+def _weakest_first(scores: Mapping[str, Any]) -> list[str]:
+    """All labels in order, or of too many those with the lowest F1."""
+    if len(scores) <= _MOST_CLASSES:
+        return list(scores)
+    return sorted(scores, key=lambda label: (scores[label]["f1"], label))[:_MOST_CLASSES]
+
+
+def _per_label(report: Report, columns: Mapping[str, Callable[[Mapping[str, Any]], str]]) -> Iterator[str]:
+    scores = report["metrics"]["test"].get("per_class") or {}
+    ordered = _weakest_first(scores)
     yield "### Per label"
     if len(ordered) < len(scores):
         yield f"The {_MOST_CLASSES} labels with the lowest F1 of {len(scores)}; all of them are in `report.html`."
-    rows = [
-        [
-            text(label),
-            *[number(scores[label][key]) for key in ("precision", "recall", "f1")],
-            number(scores[label]["support"]),
-        ]
-        for label in ordered
-    ]
-    yield table(["Label", "Precision", "Recall", "F1", "Rows"], rows)
-    confusion = test.get("confusion")
+    rows = [[text(label), *[write(scores[label]) for write in columns.values()]] for label in ordered]
+    yield table(["Label", *columns], rows)
+
+
+_SCORES: dict[str, Callable[[Mapping[str, Any]], str]] = {
+    "Precision": lambda score: number(score["precision"]),
+    "Recall": lambda score: number(score["recall"]),
+    "F1": lambda score: number(score["f1"]),
+    "Rows": lambda score: number(score["support"]),
+}
+_DECISIONS = _SCORES | {
+    "Average precision": lambda score: number(score.get("average_precision")),
+    "Missed": lambda score: number(score["confusion"][1][0]),
+    "Wrongly given": lambda score: number(score["confusion"][0][1]),
+}
+
+
+def _labels_and_confusion(report: Report) -> Iterator[str]:
+    yield from _per_label(report, _SCORES)
+    labels, confusion = report["data"]["labels"], report["metrics"]["test"].get("confusion")
     if confusion and len(labels) <= _MOST_CONFUSION:
         yield "Confusion matrix on the test rows (PyTorch); rows are the true labels, columns the predicted ones:"
         yield table(
@@ -85,24 +117,64 @@ def _per_label(test: Mapping[str, Any], labels: list[str]) -> Iterator[str]:
         )
 
 
+def _errors(report: Report) -> Iterator[str]:
+    residuals = report["metrics"]["test"].get("residuals") or {}
+    if residuals:
+        yield "### Errors"
+        yield "Answer minus true value, quantiles over the test rows:"
+        yield table(
+            [_QUANTILES.get(name, name) for name in residuals],
+            [[number(v) for v in residuals.values()]],
+            numbers_from=0,
+        )
+
+
+_QUANTILES = {"min": "Least", "p05": "5 %", "p25": "25 %", "median": "Median", "p75": "75 %", "p95": "95 %"}
+_QUANTILES |= {"max": "Greatest", "mean": "Mean"}
+
+_DETAILS: dict[str, Callable[[Report], Iterator[str]]] = {
+    "single_label": _labels_and_confusion,
+    "multi_label": lambda report: _per_label(report, _DECISIONS),
+    "regression": _errors,
+}
+
+
 def calibration(report: Report) -> str:
-    """Calibration before and after temperature scaling, measured on test."""
-    measured = report["calibration"]
-    if measured is None:
-        return "Calibration was not measured in this run; treat the scores as a ranking, not as probabilities."
+    """What the calibration fitted on validation rows is worth on test rows."""
+    if report["calibration"] is None:
+        return f"Calibration was not measured in this run; {target_of(report).weak}."
+    return _CALIBRATIONS[kind_of(report)[1]](report["calibration"])
+
+
+def _temperature(measured: Mapping[str, Any], loss: str, unchanged: str) -> str:
     rows = [
         [name, number(measured[f"{key}_before"], 4), number(measured[f"{key}_after"], 4)]
-        for name, key in (
-            ("Expected calibration error", "ece"),
-            ("Negative log-likelihood (nats)", "nll"),
-            ("Brier score", "brier"),
-        )
+        for name, key in (("Expected calibration error", "ece"), (f"{loss} (nats)", "nll"), ("Brier score", "brier"))
     ]
     return (
         f"One temperature, T = {number(measured['temperature'])}, was fitted on the validation rows (Guo et al. 2017) and is applied by "
-        "`finetune.Predictor`. It changes probabilities, never the predicted label. Measured on the test rows:\n\n"
+        f"`finetune.Predictor`. It changes probabilities, never {unchanged}. Measured on the test rows:\n\n"
         + table(["Measure", "Before", f"After (T = {number(measured['temperature'])})"], rows)
     )
+
+
+def _conformal(measured: Mapping[str, Any]) -> str:
+    level = share(measured["level"])
+    if measured["interval"] is None:
+        return f"{counted(measured['rows'], 'validation row')} are too few for an interval that holds {level} of the answers; none is served."
+    return (
+        f"`finetune.Predictor` gives an interval with each answer: ± {number(measured['interval'])}, which held {level} of the "
+        f"{number(measured['rows'])} validation rows (split conformal prediction, Lei et al. 2018). On the test rows it held "
+        f"{share(measured['coverage'])} (95 % confidence: {share(measured['coverage_low'])} to {share(measured['coverage_high'])}). "
+        "It has the same width for every row, and holds on average over rows like these, not for each kind of row."
+    )
+
+
+_CALIBRATIONS: dict[str, Callable[[Mapping[str, Any]], str]] = {
+    "single_label": lambda measured: _temperature(measured, "Negative log-likelihood", "the predicted label"),
+    "multi_label": lambda measured: _temperature(measured, "Binary cross-entropy", "which labels are given"),
+    "regression": _conformal,
+}
 
 
 def exported_forms(report: Report) -> str:
@@ -121,8 +193,8 @@ def exported_forms(report: Report) -> str:
     ]
     header = [
         "Form",
-        f"{metric_name(primary)}, validation",
-        "Same label as PyTorch",
+        f"{metric_name(report, primary)}, validation",
+        target_of(report).agreement,
         "Largest logit difference",
         "Size",
         "Latency, batch 1",
@@ -136,6 +208,12 @@ def exported_forms(report: Report) -> str:
     ]
     if export["int8"]:
         parts.append(f"int8 was built for {code(export['cpu_target'])} processors with {text(export['int8']['name'])}.")
+        ranges = export["int8"].get("calibration") or {}
+        if ranges:
+            parts.append(
+                f"The ranges of its activations were found by {text(ranges['method'])} on {counted(ranges['rows'], 'training image')}; "
+                "no validation or test image was used for that."
+            )
     if export.get("bitsandbytes"):
         note = (
             export["bitsandbytes"].get("note")
@@ -163,35 +241,3 @@ def _form_row(name: str, form: Mapping[str, Any], score: Any) -> list[str]:
         f"{number(form['latency_ms']['32'], 1)} ms",
         number(form["throughput"]["32"], 1),
     ]
-
-
-def limitations(report: Report) -> str:
-    """What the model cannot do or was not tested on, as far as the run itself can tell."""
-    return bullets(_limits(report))
-
-
-def _limits(report: Report) -> Iterator[str]:
-    data, test, card = report["data"], report["metrics"]["test"], report["recipe"].get("card", {})
-    if card.get("limitations"):
-        yield text(card["limitations"])
-    yield f"Every input gets one of the {len(data['labels'])} labels, also a text that fits none of them."
-    yield f"Only texts like those of its data set (language: {', '.join(map(text, card.get('language', ('en',))))}) were tested; other kinds, sources and times were not."
-    truncated = data["tokens"]["truncated_share"]
-    if truncated:
-        yield f"Only the first {number(data['max_length'])} tokens of a text are read; that cut {share(truncated)} of the rows."
-    primary = metric_values(test).get(report["metrics"]["primary"])
-    if primary and primary.get("low") is not None and primary.get("high") is not None:
-        yield (
-            f"{number(test['rows'])} test rows leave {text(metric_in_sentence(report['metrics']['primary']))} uncertain: "
-            f"{number(primary['low'])} to {number(primary['high'])} with 95 % confidence."
-        )
-    scores = test.get("per_class") or {}
-    if scores:
-        weakest = min(scores, key=lambda label: (scores[label]["f1"], label))
-        yield f"The weakest label is {text(weakest)} (F1 {number(scores[weakest]['f1'])} on {number(scores[weakest]['support'])} test rows)."
-    if report["audit"].get("conflicting_label_groups"):
-        yield f"The data hold {counted(report['audit']['conflicting_label_groups'], 'group')} of identical texts with different labels."
-    served = report["export"]["int8"] if report["export"]["served"] == "int8" else report["export"]["onnx"]
-    if served.get("batch_invariant") is False:
-        yield "The served file gives slightly different scores in different batches; `finetune.Predictor` therefore runs texts one by one."
-    yield "Social bias of the backbone and the data was not measured; do not decide about people with it without doing so."

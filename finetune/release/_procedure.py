@@ -1,109 +1,19 @@
-"""Sections of the card about how the model came to be: use, data, and training."""
+"""The card's section on training: phases, settings, what was chosen by measurement, and how far the weights moved."""
 
 from __future__ import annotations
 
-import shlex
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
-from finetune.release._facts import Report, bundle_folder, dataset_name, metric_name
-from finetune.release._markdown import bullets, code, counted, fenced, number, share, table, text
-
-
-def how_to_use(report: Report) -> str:
-    """Snippets for the lean runtime, the command line, and transformers."""
-    folder = bundle_folder(report)
-    temperature = (report["calibration"] or {}).get("temperature", 1.0)
-    scaled = "" if report["calibration"] is None else "  # T makes the scores probabilities (see Calibration)"
-    runtime = f"import finetune\n\npredictor = finetune.Predictor({folder!r})\nfor prediction in predictor.predict(['a text to classify', 'another']):\n    print(prediction.label, prediction.score)"
-    transformers = f"""import torch
-from transformers import AutoModelForSequenceClassification, AutoTokenizer
-
-folder = {folder + "/model"!r}  # on the Hub: the repository's id, with subfolder="model"
-tokenizer = AutoTokenizer.from_pretrained(folder)
-model = AutoModelForSequenceClassification.from_pretrained(folder).eval()
-batch = tokenizer(["a text to classify"], truncation=True, max_length={int(report["data"]["max_length"])}, padding=True, return_tensors="pt")
-with torch.no_grad():
-    probabilities = (model(**batch).logits / {float(temperature):.6g}).softmax(dim=-1){scaled}
-print(model.config.id2label[int(probabilities[0].argmax())], float(probabilities[0].max()))"""
-    shell = f"finetune predict {shlex.quote(folder)} --text 'a text to classify'\nfinetune predict {shlex.quote(folder)} --input texts.csv --output predictions.csv"
-    return "\n\n".join(
-        [
-            "Without torch or transformers (ONNX Runtime, calibrated scores):",
-            fenced("python", runtime),
-            "From the command line, also for whole files:",
-            fenced("bash", shell),
-            "With transformers:",
-            fenced("python", transformers),
-        ]
-    )
-
-
-def intended_use(report: Report) -> str:
-    """What the model is meant for, in the user's words if given, and what its licences allow."""
-    stated = report["recipe"].get("card", {}).get("intended_use")
-    labels = ", ".join(text(label) for label in report["data"]["labels"][:30])
-    more = f", and {len(report['data']['labels']) - 30} more" if len(report["data"]["labels"]) > 30 else ""
-    lines = [text(stated)] if stated else []
-    lines.append(f"It assigns one of these labels to a text: {labels}{more}.")
-    lines.append(f"Built for {code(report['license']['use'])} use. {text(report['license']['sentence'])}")
-    return "\n\n".join(lines)
-
-
-def training_data(report: Report) -> str:
-    """The data set, its splits, and what the audit found."""
-    data, audit = report["data"], report["audit"]
-    origin = (
-        f" (from the package {text(data['package'])})"
-        if data.get("package")
-        else f" at revision {code(data['revision'])}"
-        if data.get("revision")
-        else ""
-    )
-    splits = data["splits"]
-    rows = [
-        [text(label), *[number(splits[name]["labels"].get(label, 0)) for name in splits]]
-        for label in data["labels"][:30]
-    ]
-    rows.append(["**All**", *[f"**{number(splits[name]['rows'])}**" for name in splits]])
-    more = [f"The first 30 of {len(data['labels'])} labels."] if len(data["labels"]) > 30 else []
-    parts = [
-        f"{text(dataset_name(report))}: {code(data['source'])}{origin}.",
-        *more,
-        table(["Label", *[f"{name.capitalize()} rows" for name in map(str, splits)]], rows),
-        f"Length in tokens: median {number(data['tokens']['p50'])}, 95th percentile {number(data['tokens']['p95'])}, longest {number(data['tokens']['max'])}; "
-        f"the model reads {number(data['max_length'])}, which cuts {share(data['tokens']['truncated_share'])} of the rows.",
-        "The audit before training found:",
-        bullets(_audit(audit)),
-    ]
-    if audit.get("warnings"):
-        parts += ["Warnings of the audit:", bullets(map(text, audit["warnings"]))]
-    parts.append(f"Data fingerprint (labels, texts, splits and order): {code(data['fingerprint'])}")
-    return "\n\n".join(parts)
-
-
-def _audit(audit: Mapping[str, Any]) -> Iterator[str]:
-    yield f"{counted(audit['rows'], 'row')}, of which {number(audit['rows_used'])} were used; {counted(audit['empty_texts'], 'empty text')} dropped."
-    yield (
-        f"{counted(audit['exact_duplicate_rows'], 'row')} in {counted(audit['exact_duplicate_groups'], 'group')} of identical texts and "
-        f"{counted(audit['near_duplicate_rows'], 'row')} in {counted(audit['near_duplicate_groups'], 'group')} of near duplicates "
-        f"(8-gram Jaccard similarity from {number(audit['similarity_threshold'], 2)}); {number(audit['dropped_duplicates'])} were dropped, the others kept in one split."
-    )
-    leaks = audit["leaks"]
-    total = sum(leaks.values())
-    yield (
-        "No text is shared between splits."
-        if total == 0
-        else f"Texts shared between splits: {', '.join(f'{text(pair)} {number(count)}' for pair, count in leaks.items())}."
-    )
-    yield f"{counted(audit['conflicting_label_groups'], 'group')} of identical texts with different labels."
-    yield f"Largest to smallest label: {number(audit['imbalance'], 2)} to 1."
+from finetune.release._facts import Report, metric_name
+from finetune.release._kinds import kind_of
+from finetune.release._markdown import number, table, text
 
 
 def training_procedure(report: Report) -> str:
     """Phases, settings, drift, and the checks after each phase."""
     transfer, settings = report["transfer"], report["recipe"].get("train", {})
-    primary = metric_name(report["metrics"]["primary"])
+    primary = metric_name(report, report["metrics"]["primary"])
     header = [
         "No.",
         "Phase",
@@ -129,15 +39,15 @@ def training_procedure(report: Report) -> str:
         "Weight decay": _weight_decay(settings.get("weight_decay"), l2sp["coupling"]),
         "Warm-up (share of a phase)": settings.get("warmup"),
         "Gradient clipping (norm)": settings.get("clip_norm"),
-        "Label smoothing": settings.get("label_smoothing"),
-        "Class weights": settings.get("class_weights"),
+        **_of_labels(report, settings),
         "Precision": settings.get("precision"),
-        "Longest input (tokens)": report["data"]["max_length"],
+        **_SETTINGS[kind_of(report)[0]](report),
         "L2-SP": anchor,
         "Seed": report["run"]["seed"],
     }
     parts = [
         f"{len(transfer['groups'])} layer groups, from input to head: {', '.join(text(group['name']) for group in transfer['groups'])}.",
+        _choice(transfer.get("choice")),
         table([text(cell) for cell in header], rows, numbers_from=3),
         "Each phase started from the best weights of the one before. After each, the run checked that the groups that should move had moved and no other had.",
         table(
@@ -151,7 +61,65 @@ def training_procedure(report: Report) -> str:
         parts.append(
             f"Distance from the pretrained weights at the end, ‖θ−θ⁰‖/‖θ⁰‖: {', '.join(f'{text(group)} {number(value, 4)}' for group, value in drift.items())}."
         )
-    return "\n\n".join(parts)
+    return "\n\n".join(part for part in parts if part)
+
+
+def _of_labels(report: Report, settings: Mapping[str, Any]) -> dict[str, Any]:
+    if kind_of(report)[1] == "regression":
+        return {}
+    return {"Label smoothing": settings.get("label_smoothing"), "Class weights": settings.get("class_weights")}
+
+
+def _image_settings(report: Report) -> dict[str, Any]:
+    seen, transfer = report["data"]["pixels"], report["transfer"]
+    return {
+        "Input (height × width, pixels)": f"{number(seen['height'])} × {number(seen['width'])}",
+        "Batch normalisation": _BATCHNORM.get(str(transfer.get("batchnorm")), transfer.get("batchnorm")),
+        "Augmentation": augmentation(report["recipe"].get("train", {}).get("augment") or {}),
+    }
+
+
+_SETTINGS: dict[str, Callable[[Report], dict[str, Any]]] = {
+    "text": lambda report: {"Longest input (tokens)": report["data"]["max_length"]},
+    "image": _image_settings,
+}
+_BATCHNORM = {
+    "freeze": "freeze: statistics and weights kept as pretrained",
+    "train": "train: layers that train learn their statistics and weights; frozen layers keep theirs",
+    "recalibrate": "recalibrate: as train, and at the end the statistics of trained layers were re-estimated on training rows",
+}
+_AUGMENTATION = {
+    "horizontal_flip": "mirror images with probability {}",
+    "vertical_flip": "upside down with probability {}",
+    "quarter_turns": "random quarter turns",
+    "random_resized_crop": "random resized crops of {} of the area",
+    "color_jitter": "colour jitter {}",
+    "rand_augment": "RandAugment of magnitude {}",
+    "random_erasing": "random erasing with probability {}",
+    "mixup": "mixup with α {}",
+    "cutmix": "CutMix with α {}",
+}
+
+
+def augmentation(settings: Mapping[str, Any]) -> str:
+    """The random changes to training images in words, or none."""
+    asked = [words.format(_amount(settings[key])) for key, words in _AUGMENTATION.items() if settings.get(key)]
+    return ", ".join(asked) or "none"
+
+
+def _amount(value: Any) -> str:
+    return " to ".join(f"{end:g}" for end in value) if isinstance(value, list | tuple) else f"{value:g}"
+
+
+def _choice(choice: Mapping[str, Any] | None) -> str:
+    """What `auto` chose and why, with the whole ranking."""
+    if not choice:
+        return ""
+    ranked = ", ".join(f"{text(row['group'])} {number(row['relative_gradient_norm'], 4)}" for row in choice["ranking"])
+    reason = str(choice["reason"]).strip().rstrip(".")
+    return (
+        f"Layer groups were chosen by relative gradient norm (Lee et al. 2022): {text(reason)}. The ranking: {ranked}."
+    )
 
 
 def _weight_decay(given: float | None, coupling: str) -> float:

@@ -7,13 +7,16 @@ import shlex
 from collections.abc import Mapping
 from typing import Any
 
-from finetune.release._facts import Report, bundle_folder, hub_repo
+from finetune.release._facts import Report, bundle_folder, hub_repo, task_name
+from finetune.release._kinds import kind_of
 from finetune.release._markdown import bullets, counted, fenced, number, one_line, table, text
 from finetune.release.policy import FAMILIES, title_of
 
 _PACKAGES = (
     "torch",
     "transformers",
+    "timm",
+    "torchvision",
     "accelerate",
     "datasets",
     "tokenizers",
@@ -21,12 +24,20 @@ _PACKAGES = (
     "onnxruntime",
     "scikit-learn",
     "numpy",
+    "pillow",
 )
 _PAPERS = {
     "gradual": "Howard & Ruder 2018, Universal Language Model Fine-tuning for Text Classification, [arXiv:1801.06146](https://arxiv.org/abs/1801.06146)",
     "lp_ft": "Kumar et al. 2022, Fine-Tuning can Distort Pretrained Features, [arXiv:2202.10054](https://arxiv.org/abs/2202.10054)",
+    "auto": "Lee et al. 2022, Surgical Fine-Tuning Improves Adaptation to Distribution Shifts, [arXiv:2210.11466](https://arxiv.org/abs/2210.11466)",
     "l2sp": "Li, Grandvalet & Davoine 2018, Explicit Inductive Bias for Transfer Learning, [arXiv:1802.01483](https://arxiv.org/abs/1802.01483)",
-    "calibration": "Guo et al. 2017, On Calibration of Modern Neural Networks, [arXiv:1706.04599](https://arxiv.org/abs/1706.04599)",
+    "temperature": "Guo et al. 2017, On Calibration of Modern Neural Networks, [arXiv:1706.04599](https://arxiv.org/abs/1706.04599)",
+    "interval": "Lei et al. 2018, Distribution-Free Predictive Inference for Regression, [arXiv:1604.04173](https://arxiv.org/abs/1604.04173)",
+    "gradcam": "Selvaraju et al. 2017, Grad-CAM: Visual Explanations from Deep Networks, [arXiv:1610.02391](https://arxiv.org/abs/1610.02391)",
+    "mixup": "Zhang et al. 2018, mixup: Beyond Empirical Risk Minimization, [arXiv:1710.09412](https://arxiv.org/abs/1710.09412)",
+    "cutmix": "Yun et al. 2019, CutMix, [arXiv:1905.04899](https://arxiv.org/abs/1905.04899)",
+    "rand_augment": "Cubuk et al. 2020, RandAugment, [arXiv:1909.13719](https://arxiv.org/abs/1909.13719)",
+    "random_erasing": "Zhong et al. 2020, Random Erasing Data Augmentation, [arXiv:1708.04896](https://arxiv.org/abs/1708.04896)",
 }
 
 
@@ -103,18 +114,11 @@ def reproduce(report: Report) -> str:
         "Backbone weights (sha256)": report["backbone"]["weights_sha256"],
         "Created (UTC)": run["created"],
     }
-    unfreeze = report["recipe"].get("transfer", {}).get("unfreeze") or (
-        "gradual" if not report["recipe"].get("transfer", {}).get("phases") else ""
-    )
-    used = [
-        unfreeze,
-        "l2sp" if report["transfer"]["l2sp"]["coupling"] != "off" else "",
-        "calibration" if report["calibration"] else "",
-    ]
+    used = _methods(report)
     papers = [_PAPERS[name] for name in used if name in _PAPERS]
     name = re.sub(r"[{}\\]", "", one_line(run["name"]))
     base = re.sub(r"[{}\\%#$&_^~]", " ", one_line(hub_repo(report["backbone"]) or report["backbone"]["name"]))
-    cite = f"@misc{{{name},\n  title = {{{name}: {base} fine-tuned for text classification}},\n  year  = {{{str(run['created'])[:4]}}},\n  note  = {{Made with finetune-recipes, recipe {str(run['recipe_hash'])[:12]}}}\n}}"
+    cite = f"@misc{{{name},\n  title = {{{name}: {base} fine-tuned for {task_name(report).lower()}}},\n  year  = {{{str(run['created'])[:4]}}},\n  note  = {{Made with finetune-recipes, recipe {str(run['recipe_hash'])[:12]}}}\n}}"
     return "\n\n".join(
         [
             "The bundle holds the resolved recipe; the same recipe, seed and machine give the same weights.",
@@ -125,3 +129,18 @@ def reproduce(report: Report) -> str:
             fenced("bibtex", cite),
         ]
     )
+
+
+def _methods(report: Report) -> list[str]:
+    """Keys of _PAPERS that the run used, in the order of the run."""
+    asked, train = report["recipe"].get("transfer", {}), report["recipe"].get("train", {})
+    augment = (train.get("augment") or {}) if kind_of(report)[0] == "image" else {}
+    samples = (report.get("samples") or {}).get("rows") or []
+    calibration = report["calibration"] or {}
+    return [
+        asked.get("unfreeze") or ("" if asked.get("phases") else "gradual"),
+        "l2sp" if report["transfer"]["l2sp"]["coupling"] != "off" else "",
+        *[name for name in ("rand_augment", "random_erasing", "mixup", "cutmix") if augment.get(name)],
+        *[name for name in ("temperature", "interval") if calibration.get(name) is not None],
+        "gradcam" if any(row.get("gradcam") for row in samples) else "",
+    ]

@@ -6,7 +6,7 @@ comes from data or recipe is escaped where it is put.
 
 from __future__ import annotations
 
-from finetune.release import _measured, _procedure, _provenance
+from finetune.release import _data_section, _limits, _measured, _procedure, _provenance, _usage
 from finetune.release._card_checks import validate_card
 from finetune.release._facts import (
     Report,
@@ -17,18 +17,19 @@ from finetune.release._facts import (
     metric_values,
     served_name,
 )
+from finetune.release._kinds import modality_of, target_of
 from finetune.release._markdown import code, front_matter, interval, megabytes, number, text
 
 _SECTIONS = (
     ("Results", _measured.results),
-    ("How to use", _procedure.how_to_use),
-    ("Intended use", _procedure.intended_use),
-    ("Training data", _procedure.training_data),
+    ("How to use", _usage.how_to_use),
+    ("Intended use", _usage.intended_use),
+    ("Training data", _data_section.training_data),
     ("Training procedure", _procedure.training_procedure),
     ("Calibration", _measured.calibration),
     ("Exported forms", _measured.exported_forms),
     ("Environment", _provenance.environment),
-    ("Limitations", _measured.limitations),
+    ("Limitations", _limits.limitations),
     ("Licence", _provenance.licence),
     ("Reproduce and cite", _provenance.reproduce),
 )
@@ -47,12 +48,14 @@ def _summary(report: Report) -> str:
     base = f"[{text(repo)}](https://huggingface.co/{repo})" if repo else code(backbone["name"])
     score = metric_values(report["metrics"]["test_served"]).get(primary)
     form = export["int8"] if export["served"] == "int8" else export["onnx"]
+    words = modality_of(report)
+    model = target_of(report).model.format(labels=len(report["data"]["labels"]))
     lines = [text(report["run"]["description"])] if report["run"]["description"].strip() else []
     lines.append(
-        f"A text classifier with {len(report['data']['labels'])} labels, fine-tuned from {base} ({text(backbone['architecture'])}, "
+        f"{words.a.capitalize()} {model}, fine-tuned from {base} ({text(backbone['architecture'])}, "
         f"{number(backbone['parameters'] / 1e6, 1)} million parameters) on {text(dataset_name(report))}. "
-        f"As it is served ({served_name(report)}, {megabytes(form['size_bytes'])}) its {text(metric_in_sentence(primary))} is {interval(score)} "
-        f"on {number(report['metrics']['test_served']['rows'])} untouched test rows, and one text takes {number(form['latency_ms']['1'], 1)} ms on {text(export['measured_on'])}."
+        f"As it is served ({served_name(report)}, {megabytes(form['size_bytes'])}) its {text(metric_in_sentence(report, primary))} is {interval(score)} "
+        f"on {number(report['metrics']['test_served']['rows'])} untouched test rows, and one {words.one} takes {number(form['latency_ms']['1'], 1)} ms on {text(export['measured_on'])}."
     )
     judged = report["license"]
     lines.append(

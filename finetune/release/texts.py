@@ -8,6 +8,7 @@ from typing import Any
 
 from finetune.errors import LicenseError
 from finetune.release.policy import FAMILIES, title_of
+from finetune.release.shown_data import describe_samples
 
 _NAMES = ("license", "licence", "copying", "notice", "use_policy", "acceptable_use_policy")
 _SUFFIXES = ("", ".txt", ".md", ".rst")
@@ -99,7 +100,7 @@ def notice_text(
 ) -> str:
     """The text of the bundle's NOTICE: credits, the statement of changes, assertions, and upstream NOTICE files.
 
-    `report` is report.json's content (its `run` and `backbone` are read); `upstream` as in `bundle_license_text`.
+    `report` is report.json's content (its `run`, `backbone` and `samples` are read); `upstream` as in `bundle_license_text`.
     """
     run, components = report["run"], license_report["components"]
     lines = [
@@ -112,6 +113,7 @@ def notice_text(
         "Evidence:",
         *[f"  - {part['role']} {part['name']}: {part['evidence']}" for part in components],
     ]
+    lines += _redistributed(components, report.get("samples"))
     if license_report.get("warnings"):
         lines += ["", "Warnings:", *[f"  - {warning}" for warning in license_report["warnings"]]]
     if license_report["reviewed"]:
@@ -125,6 +127,20 @@ def notice_text(
             if not _is_license(name):
                 blocks.append(_block(f"{name} of the {part['role']} {part['name']}", text))
     return "\n\n".join(blocks) + "\n"
+
+
+def _redistributed(components: Sequence[Mapping[str, Any]], samples: Mapping[str, Any] | None) -> list[str]:
+    """Whose work the test rows in the bundle are: they are data, not weights."""
+    shown = describe_samples(samples)
+    data = [part for part in components if part["role"] == "data"]
+    if not shown or not data:
+        return []
+    changed = "shrunk, and some of them overlaid with heat maps" if "pictures" in shown else "shortened"
+    return [
+        "",
+        f"This bundle redistributes data: the {shown}, {changed}, under the data's own terms:",
+        *[_part_line(part) for part in data],
+    ]
 
 
 def _headline(license_report: Mapping[str, Any]) -> str:

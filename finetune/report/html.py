@@ -9,33 +9,41 @@ from collections.abc import Mapping
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
-from finetune.report import tables, units, view
+from finetune.report import samples, tables, units, view
+from finetune.report.kinds import MODALITIES, TARGETS, kind_of
+from finetune.report.quality import quality
+from finetune.report.samples import ReadFile
 
 if TYPE_CHECKING:
     from jinja2 import Environment
     from markupsafe import Markup
 
 
-def render_html(report: Mapping[str, Any]) -> str:
+def render_html(report: Mapping[str, Any], read_file: ReadFile | None = None) -> str:
     """The whole page for a report (format 1, docs/report.md), to be written as UTF-8.
 
-    All text of the report is escaped, whatever it contains. A key that is null or absent shows as a dash, or its part
-    of the page is left out, so that a report with no calibration, no baselines or no int8 form is complete too.
+    `read_file` gives the bytes of a file of the bundle, `samples/00.jpg`; the pictures of the hardest test rows are then
+    written into the page, which without it has their words only. All text of the report is escaped, whatever it contains.
+    A key that is null or absent shows as a dash, or its part of the page is left out, so that a report with no calibration,
+    no baselines or no int8 form is complete too.
     """
+    modality, target = kind_of(report)
+    cards = samples.cards(report, read_file)
     return (
         _environment()
         .get_template("template.html")
         .render(
             r=report,
+            modality=modality,
+            target=target,
+            noun=MODALITIES[modality],
+            words_of_target=TARGETS[target],
             head=view.headline(report),
             training=_drawn(view.training(report)),
-            quality=_drawn(view.quality(report)),
-            forms=tables.forms(report),
-            leaked=sum((tables.at(report, "audit", "leaks") or {}).values()),
-            balance=tables.balance(report),
-            timings=tables.timings(report),
-            recipe_text=tables.recipe_text(report),
+            quality=_drawn(quality(report, cards)),
+            cards=cards,
             verdicts=view.VERDICTS,
+            **tables.everything(report),
         )
     )
 
@@ -44,13 +52,33 @@ def _drawn(values: dict[str, Any]) -> dict[str, Any]:
     """Mark the charts, whose text is escaped where they are drawn, as markup; user text never begins as an element here."""
     from markupsafe import Markup
 
-    charts = ("loss", "metric", "rates", "drift", "map", "matrix", "intervals", "before", "after")
-    return {key: Markup(value) if key in charts else value for key, value in values.items()}
+    return {key: Markup(value) if key in _CHARTS else value for key, value in values.items()}
+
+
+_CHARTS = (
+    "loss",
+    "metric",
+    "rates",
+    "drift",
+    "map",
+    "choice",
+    "matrix",
+    "intervals",
+    "before",
+    "after",
+    "scatter",
+    "histogram",
+)
 
 
 @cache
 def _environment() -> Environment:
-    from jinja2 import ChainableUndefined, Environment, PackageLoader
+    from jinja2 import ChainableUndefined, Environment, PackageLoader, pass_context
+    from jinja2.runtime import Context
+
+    @pass_context
+    def metric_title(context: Context, name: Any) -> str:
+        return units.metric_title(str(name), context["words_of_target"].loss)
 
     environment = Environment(
         loader=PackageLoader("finetune", "report"),
@@ -69,9 +97,11 @@ def _environment() -> Environment:
         "duration": units.duration,
         "times": units.times,
         "metric": lambda value, name: units.metric(str(name), value),
-        "metric_title": lambda name: units.metric_title(str(name)),
+        "metric_title": metric_title,
         "plain": units.plain,
         "moment": units.moment,
+        "quantile": units.quantile,
+        "sentence": _sentence,
         "plural": units.plural,
         "path": _breakable,
         "words": lambda text: str(text).replace("_", " "),
@@ -79,6 +109,12 @@ def _environment() -> Environment:
     }
     environment.globals |= {"interval": units.interval, "dash": units.MISSING}
     return environment
+
+
+def _sentence(words: Any) -> str:
+    """The words as a sentence: a capital first, a full stop last."""
+    text = str(words).strip().rstrip(".")
+    return f"{text[:1].upper()}{text[1:]}." if text else ""
 
 
 def _breakable(name: Any) -> Markup:

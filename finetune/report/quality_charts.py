@@ -10,10 +10,13 @@ from typing import Any
 from finetune.report import svg, units
 
 
-def confusion_matrix(labels: Sequence[str], confusion: Sequence[Sequence[int]]) -> str:
+def confusion_matrix(
+    labels: Sequence[str], confusion: Sequence[Sequence[int]], links: Mapping[tuple[int, int], str] | None = None
+) -> str:
     """Counts, rows the truth and columns the prediction, shaded by the share of the row.
 
-    "" where there is none, and for more than 100 labels, which nobody could read.
+    `links` lead from a cell (row, column) to a place on the page. "" where there is no matrix, and for more than 100
+    labels, which nobody could read.
     """
     size = len(confusion)
     if not 0 < size <= 100 or size != len(labels):
@@ -46,11 +49,14 @@ def confusion_matrix(labels: Sequence[str], confusion: Sequence[Sequence[int]]) 
                 continue
             share = number / total if total else 0.0
             words = f"{labels[row]} taken for {labels[column]}: {number} of {total}"
-            body += _cell(left + column * cell, top + row * cell, cell, number, share, row == column, words)
+            drawn = _cell(left + column * cell, top + row * cell, cell, number, share, row == column, words)
+            place = (links or {}).get((row, column)) if number else None
+            body += [svg.tag("a", *drawn, href=place, aria_label=f"{words}; see its hardest row")] if place else drawn
     right = left + cell * size + (0 if upright else 40)
     correct, rows = sum(confusion[i][i] for i in range(size)), sum(map(sum, confusion))
     label = f"Confusion matrix over {size} labels: {correct} of {rows} rows lie on the diagonal."
-    return svg.picture(right, top + cell * size + 4, label, body)
+    # A picture has no parts for those who hear the page, so one with links in it is a group.
+    return svg.picture(right, top + cell * size + 4, label, body, role="group" if links else "img")
 
 
 def _cell(x: float, y: float, cell: float, number: int, share: float, diagonal: bool, words: str) -> list[str]:
@@ -67,8 +73,8 @@ def _cell(x: float, y: float, cell: float, number: int, share: float, diagonal: 
     return drawn
 
 
-def reliability(bins: Sequence[Mapping[str, Any]], ece: Any, when: str) -> str:
-    """Accuracy against confidence per bin, area by rows, with the rows of each bin below; "" without bins."""
+def reliability(bins: Sequence[Mapping[str, Any]], ece: Any, when: str, counted: str = "rows") -> str:
+    """Accuracy against confidence per bin, area by what is `counted`, whose numbers stand below; "" without bins."""
     filled = [
         b
         for b in bins
@@ -90,9 +96,7 @@ def reliability(bins: Sequence[Mapping[str, Any]], ece: Any, when: str) -> str:
     ]
     for one in filled:
         at, accuracy, number = x(one["confidence"]), y(one["accuracy"]), one["count"]
-        words = (
-            f"confidence {units.percent(one['confidence'])}, accuracy {units.percent(one['accuracy'])}, {number} rows"
-        )
+        words = f"confidence {units.percent(one['confidence'])}, accuracy {units.percent(one['accuracy'])}, {number} {counted}"
         left, right = x(one["low"]), x(one["high"])
         body += [
             svg.line(at, y(one["confidence"]), at, accuracy, "gap"),
@@ -110,7 +114,7 @@ def reliability(bins: Sequence[Mapping[str, Any]], ece: Any, when: str) -> str:
         *(svg.text(x(t), base + 15, units.percent(t, 0), class_="tick", text_anchor="middle") for t in ticks),
         svg.text((x(0) + x(1)) / 2, base + 32, "confidence", class_="tick", text_anchor="middle"),
     ]
-    label = f"Reliability diagram {when} temperature scaling over {rows} rows; expected calibration error {units.percent(ece)}."
+    label = f"Reliability diagram {when} temperature scaling over {rows} {counted}; expected calibration error {units.percent(ece)}."
     return svg.picture(plot.width, plot.height, label, body)
 
 
@@ -130,8 +134,8 @@ class Estimate:
     ours: bool = False
 
 
-def intervals(rows: Sequence[Estimate], metric: str) -> str:
-    """Values with their confidence intervals on one axis; "" without rows."""
+def intervals(rows: Sequence[Estimate], metric: str, title: str) -> str:
+    """Values of a metric, called `title`, with their confidence intervals on one axis; "" without rows."""
     if not rows:
         return ""
     row_height = 46.0
@@ -140,7 +144,7 @@ def intervals(rows: Sequence[Estimate], metric: str) -> str:
     share = metric in units.SHARES
     ticks = [0, 0.2, 0.4, 0.6, 0.8, 1] if share else svg.linear_ticks(min([0.0, *ends]), max(ends))
     x = svg.Scale(ticks[0], ticks[-1], *plot.x_range)
-    body = plot.x_axis(x, ticks, (lambda t: units.percent(t, 0)) if share else units.plain, units.metric_title(metric))
+    body = plot.x_axis(x, ticks, (lambda t: units.percent(t, 0)) if share else units.plain, title)
     for index, row in enumerate(rows):
         top, tone = plot.top + row_height * index, "ours" if row.ours else "theirs"
         y, between = top + 30, units.interval(row.low, row.high, metric)
@@ -157,9 +161,5 @@ def intervals(rows: Sequence[Estimate], metric: str) -> str:
                 "circle", svg.tooltip(f"{row.name}: {written}"), cx=x(row.value), cy=y, r=5, class_=f"estimate {tone}"
             )
         )
-    label = (
-        f"Test {units.metric_title(metric)}: "
-        + "; ".join(f"{r.name} {units.metric(metric, r.value)}" for r in rows)
-        + "."
-    )
+    label = f"Test {title}: " + "; ".join(f"{r.name} {units.metric(metric, r.value)}" for r in rows) + "."
     return svg.picture(plot.width, plot.height, label, body)

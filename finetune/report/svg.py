@@ -45,7 +45,7 @@ def rect(x: float, y: float, width: float, height: float, *children: str, **attr
     return tag("rect", *children, x=x, y=y, width=max(0.0, width), height=max(0.0, height), **attributes)
 
 
-def picture(width: float, height: float, label: str, body: Sequence[str]) -> str:
+def picture(width: float, height: float, label: str, body: Sequence[str], role: str = "img") -> str:
     """The whole drawing; `label` is read aloud in its place and must say what the picture shows."""
     return tag(
         "svg",
@@ -54,7 +54,7 @@ def picture(width: float, height: float, label: str, body: Sequence[str]) -> str
         viewBox=f"0 0 {_value(float(width))} {_value(float(height))}",
         width=float(width),
         height=float(height),
-        role="img",
+        role=role,
         aria_label=label,
     )
 

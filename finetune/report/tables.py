@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -34,6 +35,43 @@ def plain_value(value: Any) -> Any:
     return value.get("value") if isinstance(value, Mapping) else value
 
 
+def everything(report: Mapping[str, Any]) -> dict[str, Any]:
+    """All tables of the page, by the names that its templates have for them."""
+    images = at(report, "audit", "images") or {}
+    return {
+        "forms": forms(report),
+        "leaked": sum((at(report, "audit", "leaks") or {}).values()),
+        "balance": balance(report),
+        "values": values(report),
+        "sizes": counted(images.get("sizes")),
+        "modes": counted(images.get("modes")),
+        "batchnorm": BATCHNORM,
+        "augmentations": augmentations(report),
+        "calibrated": any(one.get("calibration") for one in at(report, "export", "candidates") or []),
+        "timings": timings(report),
+        "recipe_text": recipe_text(report),
+    }
+
+
+BATCHNORM = {
+    "freeze": "kept as pretrained",
+    "train": "trains with its layers",
+    "recalibrate": "trains, statistics re-estimated at the end",
+}
+
+
+def counted(numbers: Any, most: int = 4) -> list[str]:
+    """The most frequent of some counted things in words: `300x300` of 2,624 rows is "300 × 300 (2,624)"."""
+    if not isinstance(numbers, Mapping):
+        return []
+    ordered = sorted(numbers.items(), key=lambda pair: -(units.finite(pair[1]) or 0.0))
+    words = [f"{_SIZE.sub(' × ', str(name))} ({units.count(number)})" for name, number in ordered[:most]]
+    return words + ([f"{len(ordered) - most} more"] if len(ordered) > most else [])
+
+
+_SIZE = re.compile(r"(?<=[0-9])\s*[x×]\s*(?=[0-9])")
+
+
 def forms(report: Mapping[str, Any]) -> list[dict[str, Any]]:
     """The exported forms side by side, each with its validation metric and its factors against PyTorch."""
     metric = str(at(report, "metrics", "primary") or "accuracy")
@@ -52,7 +90,7 @@ def forms(report: Mapping[str, Any]) -> list[dict[str, Any]]:
                 "title": title,
                 "served": key == at(report, "export", "served"),
                 "metric": value,
-                "drop": units.points(value - torch) if both and key != "torch" and metric in units.SHARES else "",
+                "drop": units.difference(metric, value, torch) if both and key != "torch" else "",
                 "smaller": ratio(at(report, "export", "torch", "size_bytes"), at(measured, "size_bytes")),
                 "faster": {
                     n: ratio(at(report, "export", "torch", "latency_ms", n), at(measured, "latency_ms", n))
@@ -64,15 +102,58 @@ def forms(report: Mapping[str, Any]) -> list[dict[str, Any]]:
     return columns
 
 
+SPLITS = ("train", "validation", "test")
+
+
 def balance(report: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Rows of each label in each split, with the label's share of all rows and of the most frequent label."""
+    """Rows of each label in each split, with the label's share of all rows and of the most frequent label.
+
+    Rows may carry several labels, so the shares need not add up to one.
+    """
     splits = at(report, "data", "splits") or {}
     rows: list[dict[str, Any]] = []
     for label in map(str, at(report, "data", "labels") or []):
-        counts = [int(at(splits, split, "labels", label) or 0) for split in ("train", "validation", "test")]
+        counts = [int(at(splits, split, "labels", label) or 0) for split in SPLITS]
         rows.append({"label": label, "counts": counts, "total": sum(counts)})
-    total, most = sum(row["total"] for row in rows) or 1, max((row["total"] for row in rows), default=0) or 1
+    most = max((row["total"] for row in rows), default=0) or 1
+    counted = sum(int(at(splits, split, "rows") or 0) for split in SPLITS)
+    total = counted or sum(row["total"] for row in rows) or 1
     return [{**row, "share": row["total"] / total, "bar": row["total"] / most} for row in rows]
+
+
+def values(report: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Rows of each split with the spread of its numbers, for regression."""
+    found = []
+    for split in SPLITS:
+        data, audit = at(report, "data", "splits", split) or {}, at(report, "audit", "splits", split) or {}
+        spread = data.get("values") or audit.get("values") or {}
+        found.append({"split": split, "rows": data.get("rows"), **spread})
+    return found
+
+
+def augmentations(report: Mapping[str, Any]) -> list[str]:
+    """The random changes to training images that the recipe asks for, in words."""
+    asked = at(report, "recipe", "train", "augment") or {}
+    return [words.format(_amount(asked[key])) for key, words in _AUGMENTATIONS.items() if asked.get(key)]
+
+
+_AUGMENTATIONS = {
+    "horizontal_flip": "mirror images ({})",
+    "vertical_flip": "upside down ({})",
+    "quarter_turns": "quarter turns",
+    "random_resized_crop": "random crop of {} of the area",
+    "color_jitter": "colour jitter {}",
+    "rand_augment": "RandAugment {}",
+    "random_erasing": "random erasing ({})",
+    "mixup": "mixup α {}",
+    "cutmix": "CutMix α {}",
+}
+
+
+def _amount(value: Any) -> str:
+    if isinstance(value, list | tuple):
+        return "–".join(units.percent(end, 0).removesuffix(f"{units.NARROW}%") for end in value) + f"{units.NARROW}%"
+    return units.plain(value)
 
 
 def timings(report: Mapping[str, Any]) -> list[dict[str, Any]]:

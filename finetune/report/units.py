@@ -37,9 +37,15 @@ SHARES = frozenset(
         "precision_micro",
         "recall_macro",
         "recall_micro",
+        "exact_match",
+        "label_accuracy",
+        "average_precision_macro",
     }
 )
 """Metrics that are fractions of one and are printed as per cent."""
+
+LOWER_IS_BETTER = frozenset({"loss", "mae", "rmse"})
+AT_MOST_ONE = SHARES | {"r2", "pearson", "spearman"}
 
 METRIC_TITLES = {
     "accuracy": "accuracy",
@@ -50,6 +56,14 @@ METRIC_TITLES = {
     "precision_micro": "micro precision",
     "recall_macro": "macro recall",
     "recall_micro": "micro recall",
+    "exact_match": "exact match",
+    "label_accuracy": "label accuracy",
+    "average_precision_macro": "macro average precision",
+    "mae": "mean absolute error",
+    "rmse": "root mean squared error",
+    "r2": "R²",
+    "pearson": "Pearson correlation",
+    "spearman": "Spearman correlation",
     "loss": "cross-entropy loss",
 }
 
@@ -128,9 +142,26 @@ def metric(name: str, value: Any) -> str:
     )
 
 
-def metric_title(name: str) -> str:
-    """The metric's name in words."""
-    return METRIC_TITLES.get(name, name)
+def metric_title(name: str, loss: str = METRIC_TITLES["loss"]) -> str:
+    """The metric's name in words; `loss` is what the target's loss is called."""
+    return loss if name == "loss" else METRIC_TITLES.get(name, name)
+
+
+def difference(name: str, value: float, other: float) -> str:
+    """How far a metric is from another form's: in points for fractions, in its own unit for the rest."""
+    if name in SHARES:
+        return points(value - other)
+    gap = value - other
+    return f"{'+' if gap > 0 else MINUS if gap < 0 else '±'}{significant(abs(gap), 2)}"
+
+
+def quantile(name: Any) -> str:
+    """The name of a quantile as people say it: p50 is the median, p05 is 5 %."""
+    known = {"min": "least", "max": "greatest", "p0": "least", "p50": "median", "p100": "greatest"}
+    words = str(name)
+    if words in known or not (words[:1] == "p" and words[1:].isdigit()):
+        return known.get(words, words.replace("_", " "))
+    return f"{int(words[1:])}{NARROW}%"
 
 
 def size(value: Any) -> str:

@@ -1,13 +1,14 @@
-"""What the page shows that the report does not hold in so many words: headline, charts, comparisons."""
+"""What the page's head and its part on training show that the report does not hold in so many words."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from finetune.report import charts, quality_charts, units
-from finetune.report.tables import FORMS, at, plain_value, ratio
+from finetune.report import charts, units
+from finetune.report.kinds import MODALITIES, TARGETS, kind_of
+from finetune.report.ranking_chart import ranking
+from finetune.report.tables import FORMS, at, ratio
 
 VERDICTS = {"allow": ("Allowed", "good"), "conditions": ("Allowed with conditions", "warn")}
 VERDICTS |= {"review": ("Needs review", "warn"), "deny": ("Not allowed", "bad")}
@@ -27,7 +28,7 @@ def headline(report: Mapping[str, Any]) -> dict[str, Any]:
     smaller = ratio(before, size)
     tiles = [
         (
-            f"Test {units.metric_title(name)}",
+            f"Test {title(report, name)}",
             units.metric(name, score.get("value")),
             f"95{units.NARROW}% interval {bounds}" if bounds else f"on {units.count(measured.get('rows'))} rows",
             "",
@@ -57,7 +58,10 @@ def headline(report: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def primary_metric(report: Mapping[str, Any], measured: Mapping[str, Any]) -> str:
-    """The metric that the run was steered by where it was measured, else accuracy, else the first one there."""
+    """The metric that the run was steered by where it was measured, else accuracy, else the first one there.
+
+    Where the report does not say what steered it, it was accuracy.
+    """
     steered = str(at(report, "metrics", "primary") or "accuracy")
     measurable = [key for key, value in measured.items() if isinstance(value, Mapping) and "value" in value]
     return next(
@@ -65,10 +69,18 @@ def primary_metric(report: Mapping[str, Any], measured: Mapping[str, Any]) -> st
     )
 
 
+def title(report: Mapping[str, Any], metric: str) -> str:
+    """A metric in words, the loss by the name that this target's has."""
+    return units.metric_title(metric, TARGETS[kind_of(report)[1]].loss)
+
+
 def _speed_tile(report: Mapping[str, Any], served: str) -> tuple[str, str, str, str]:
     torch, ours = (at(report, "export", form, "latency_ms", "1") for form in ("torch", served))
     faster = ratio(torch, ours)
-    note = f"{units.significant(ours)}{units.NARROW}ms for one text, PyTorch {units.significant(torch)}{units.NARROW}ms"
+    one = MODALITIES[kind_of(report)[0]].one
+    note = (
+        f"{units.significant(ours)}{units.NARROW}ms for one {one}, PyTorch {units.significant(torch)}{units.NARROW}ms"
+    )
     return ("Speed against PyTorch", units.times(faster), note, "warn" if faster and faster < 0.95 else "")
 
 
@@ -90,7 +102,9 @@ def training(report: Mapping[str, Any]) -> dict[str, Any]:
     loss.append(_over_epochs("validation loss", "var(--accent)", [row.get("validation_loss") for row in history]))
     scores = [row.get("validation_metric") for row in history]
     said = f"{len(history)} epochs in {len(spans)} phases"
+    named = f"validation {title(report, metric)}"
     share = metric in units.SHARES
+    choice = at(report, "transfer", "choice") or {}
     return {
         "spans": spans,
         "thaws": any(span.thawed and span.start > 0 for span in spans),
@@ -99,12 +113,13 @@ def training(report: Mapping[str, Any]) -> dict[str, Any]:
             f"Training and validation loss over {said}.", spans, loss, units.significant, units.plain, floor=0.0
         ),
         "metric": charts.epoch_chart(
-            f"Validation {units.metric_title(metric)} over {said}; the best epoch of each phase is ringed.",
+            f"V{named[1:]} over {said}; the best epoch of each phase is ringed.",
             spans,
-            [_over_epochs(f"validation {units.metric_title(metric)}", "var(--accent)", scores)],
+            [_over_epochs(named, "var(--accent)", scores)],
             lambda value: units.metric(metric, value),
             _per_cent if share else units.plain,
-            ceiling=1.0 if share else None,
+            floor=0.0 if metric in units.LOWER_IS_BETTER else None,
+            ceiling=1.0 if metric in units.AT_MOST_ONE else None,
             marks=best,
         ),
         "rates": charts.epoch_chart(
@@ -127,6 +142,8 @@ def training(report: Mapping[str, Any]) -> dict[str, Any]:
             log=True,
         ),
         "map": charts.freeze_map(groups, phases),
+        "choice": ranking(choice.get("ranking") or [], [str(name) for name in choice.get("chosen") or []]),
+        "direction": "lower is better" if metric in units.LOWER_IS_BETTER else "higher is better",
     }
 
 
@@ -168,78 +185,3 @@ def _best_epochs(
             value = units.finite(history[span.start + epoch - 1].get("validation_metric"))
             marks += [] if value is None else [(float(span.start + epoch), value)]
     return marks
-
-
-def quality(report: Mapping[str, Any]) -> dict[str, Any]:
-    """Test metrics of torch and the served file, confusions, baselines and calibration."""
-    torch, served = at(report, "metrics", "test") or {}, at(report, "metrics", "test_served") or {}
-    labels = [str(label) for label in at(report, "data", "labels") or []]
-    shown = served or torch
-    confusion = shown.get("confusion") or []
-    names = [name for name, value in torch.items() if isinstance(value, Mapping) and "value" in value]
-    calibration = report.get("calibration") or {}
-    metric = primary_metric(report, torch)
-    return {
-        "metrics": [(name, torch.get(name) or {}, served.get(name) or {}) for name in names],
-        "labels": labels,
-        "per_class": [(label, at(shown, "per_class", label) or {}) for label in labels],
-        "matrix": quality_charts.confusion_matrix(labels, confusion),
-        "confused": _confused(labels, confusion),
-        "baseline_metric": metric,
-        "intervals": quality_charts.intervals(_estimates(report, metric), metric) if report.get("baselines") else "",
-        "baselines": _baseline_rows(report, names),
-        "before": quality_charts.reliability(
-            calibration.get("bins_before") or [], calibration.get("ece_before"), "before"
-        ),
-        "after": quality_charts.reliability(calibration.get("bins_after") or [], calibration.get("ece_after"), "after"),
-    }
-
-
-def _confused(labels: Sequence[str], confusion: Sequence[Sequence[int]]) -> list[dict[str, Any]]:
-    if len(labels) != len(confusion):
-        return []
-    pairs: list[dict[str, Any]] = [
-        {"true": labels[i], "predicted": labels[j], "rows": number, "of": sum(row)}
-        for i, row in enumerate(confusion)
-        for j, number in enumerate(row)
-        if i != j and number
-    ]
-    return sorted(pairs, key=lambda pair: -pair["rows"])[:6]
-
-
-BASELINES = {"majority": "Majority label", "tfidf_logreg": "TF-IDF + logistic regression"}
-
-
-def _baseline_rows(report: Mapping[str, Any], names: Sequence[str]) -> list[dict[str, Any]]:
-    rows = []
-    for key, measured in (report.get("baselines") or {}).items():
-        values = {name: plain_value(at(measured, name)) for name in names}
-        rows.append({"name": BASELINES.get(key, key), "values": values, "seconds": at(measured, "seconds")})
-    return rows
-
-
-def _estimates(report: Mapping[str, Any], metric: str) -> list[quality_charts.Estimate]:
-    test, served = at(report, "metrics", "test") or {}, at(report, "metrics", "test_served") or {}
-    rows = int(test.get("rows") or 0)
-    found = []
-    for key, measured in (report.get("baselines") or {}).items():
-        value = units.finite(plain_value(at(measured, metric)))
-        low, high = units.finite(at(measured, metric, "low")), units.finite(at(measured, metric, "high"))
-        if value is None:
-            continue
-        if low is None and metric == "accuracy" and rows:
-            low, high = wilson(value, rows)
-        found.append(quality_charts.Estimate(BASELINES.get(key, key), value, low, high))
-    for name, measured in (("This model, PyTorch", test), ("This model, served", served)):
-        value = units.finite(at(measured, metric, "value"))
-        if value is not None:
-            low, high = units.finite(at(measured, metric, "low")), units.finite(at(measured, metric, "high"))
-            found.append(quality_charts.Estimate(name, value, low, high, ours=True))
-    return found
-
-
-def wilson(share: float, rows: int, z: float = 1.959964) -> tuple[float, float]:
-    """95 % interval of a share of `rows` (Wilson 1927); the report holds none for baselines."""
-    centre = (share + z * z / (2 * rows)) / (1 + z * z / rows)
-    half = z / (1 + z * z / rows) * math.sqrt(share * (1 - share) / rows + z * z / (4 * rows * rows))
-    return max(0.0, centre - half), min(1.0, centre + half)

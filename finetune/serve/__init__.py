@@ -1,6 +1,10 @@
 """Answers from a bundle, with the base install only: no torch, no transformers."""
 
-from finetune.serve.files import predict_file
-from finetune.serve.predictor import Prediction, Predictor
+from finetune.serve.answers import Answer, MultiLabelPrediction, Prediction, RegressionPrediction
+from finetune.serve.files import Outcome, predict_file, predict_images, stream_images
+from finetune.serve.predictor import Predictor
 
-__all__ = ["Prediction", "Predictor", "predict_file"]
+__all__ = [
+    "Answer", "MultiLabelPrediction", "Outcome", "Prediction", "Predictor", "RegressionPrediction",
+    "predict_file", "predict_images", "stream_images",
+]  # fmt: skip

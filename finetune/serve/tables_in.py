@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from types import ModuleType
@@ -40,13 +41,19 @@ def import_pyarrow() -> ModuleType:
     return module
 
 
-def read_table(path: Path, kind: str, size: int) -> Iterator[Chunk]:
-    """Chunks of at most `size` rows; DataError names the place of a row that cannot be read."""
+def read_table(path: Path, kind: str, size: int, line_column: str = "text") -> Iterator[Chunk]:
+    """Chunks of at most `size` rows; DataError names the place of a row that cannot be read.
+
+    A plain text file is a table of one column, `line_column`.
+    """
     if kind == "parquet":
         yield from _parquet(path, size)
         return
     with reading(path), path.open(encoding="utf-8-sig", newline="" if kind in ("csv", "tsv") else None) as file:
-        placed = {"csv": _csv, "tsv": _csv, "jsonl": _json_lines, "txt": _lines}[kind](file, path, kind)
+        readers: dict[str, Callable[[TextIO, Path, str], Iterator[tuple[str, Row]]]] = {
+            "csv": _csv, "tsv": _csv, "jsonl": _json_lines, "txt": partial(_lines, column=line_column),
+        }  # fmt: skip
+        placed = readers[kind](file, path, kind)
         try:
             while part := list(islice(placed, size)):
                 yield Chunk(tuple(part[0][1]), [row for _, row in part], [place for place, _ in part])
@@ -95,9 +102,9 @@ def _json_lines(file: TextIO, path: Path, kind: str) -> Iterator[tuple[str, Row]
         yield f"{path}:{number}", {key: row.get(key) for key in columns}
 
 
-def _lines(file: TextIO, path: Path, kind: str) -> Iterator[tuple[str, Row]]:
+def _lines(file: TextIO, path: Path, kind: str, column: str) -> Iterator[tuple[str, Row]]:
     for number, line in enumerate(file, start=1):
-        yield f"{path}:{number}", {"text": line.removesuffix("\n")}
+        yield f"{path}:{number}", {column: line.removesuffix("\n")}
 
 
 def _parquet(path: Path, size: int) -> Iterator[Chunk]:

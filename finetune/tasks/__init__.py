@@ -1,8 +1,22 @@
-"""What a recipe can learn: one plain entry per task. Imports no torch; the losses do when they are called."""
+"""What a recipe can learn: one plain entry per task and per target. Imports no torch; the losses do when they are called."""
 
-from finetune.tasks import text_classification
-from finetune.tasks.spec import TaskSpec
+from typing import cast
 
-TASKS: dict[str, TaskSpec] = {"text_classification": text_classification.TASK}
+from finetune.recipe.task_names import MODALITY_AND_TARGET
+from finetune.tasks import multi_label, regression, single_label
+from finetune.tasks.spec import Modality, Target, TaskSpec
 
-__all__ = ["TASKS", "TaskSpec"]
+TARGETS: dict[str, Target] = {
+    target.name: target for target in (single_label.TARGET, multi_label.TARGET, regression.TARGET)
+}
+
+AUTO_CLASS = {"text": "AutoModelForSequenceClassification", "image": "AutoModelForImageClassification"}
+"""By modality. transformers has one head class for all three targets; the configuration's `problem_type` tells them apart."""
+PIPELINE_TAG = {"text": "text-classification", "image": "image-classification"}
+
+TASKS: dict[str, TaskSpec] = {
+    name: TaskSpec(name, cast(Modality, modality), TARGETS[target], AUTO_CLASS[modality], PIPELINE_TAG[modality])
+    for name, (modality, target) in MODALITY_AND_TARGET.items()
+}
+
+__all__ = ["TARGETS", "TASKS", "Target", "TaskSpec"]

@@ -1,10 +1,10 @@
-"""The form of a task's entry."""
+"""The form of a task's entry: a modality (what goes in) and a target (what comes out, and how it is learned)."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -12,27 +12,52 @@ import numpy.typing as npt
 if TYPE_CHECKING:
     from torch import Tensor
 
+Modality = Literal["text", "image"]
+TargetName = Literal["single_label", "multi_label", "regression"]
+
 
 class LossSums(Protocol):
-    """Sum of the rows' losses; see `text_classification.loss_sums`."""
+    """Sum of the rows' losses, a scalar in float32 or wider; see each target's `loss_sums` for the shapes."""
 
     def __call__(
-        self, logits: Tensor, labels: Tensor, weights: Tensor | None, label_smoothing: float, row_weights: Tensor | None
+        self,
+        logits: Tensor,
+        targets: Tensor,
+        weights: Tensor | None,
+        label_smoothing: float,
+        row_weights: Tensor | None,
+        /,
     ) -> Tensor: ...
 
 
 class LossDenominator(Protocol):
-    """What the sum is divided by to give the mean loss; see `text_classification.loss_denominator`."""
+    """What the sum is divided by to give the mean loss; see each target's `loss_denominator`."""
 
-    def __call__(self, labels: Tensor, class_weights: Tensor | None, row_weights: Tensor | None) -> float: ...
+    def __call__(self, targets: Tensor, class_weights: Tensor | None, row_weights: Tensor | None, /) -> float: ...
 
 
 class ClassWeights(Protocol):
-    """Weight of each class in the loss; see `text_classification.class_weights`."""
+    """Weight of each label in the loss (C,), or None; see each target's `class_weights`."""
 
     def __call__(
-        self, setting: str | Mapping[str, float], labels: npt.NDArray[np.int64], label_names: Sequence[str]
+        self, setting: str | Mapping[str, float], labels: npt.NDArray[Any], label_names: Sequence[str], /
     ) -> npt.NDArray[np.float32] | None: ...
+
+
+@dataclass(frozen=True)
+class Target:
+    """What a row's answer is: one label, any number of labels, or a number."""
+
+    name: TargetName
+    problem_type: str
+    """What transformers calls it in a model's configuration."""
+    metrics: tuple[str, ...]
+    """Built-in metrics; `finetune.evaluation` computes them."""
+    default_metric: str
+    """The metric that chooses the best weights when the recipe names none."""
+    loss_sums: LossSums
+    loss_denominator: LossDenominator
+    class_weights: ClassWeights
 
 
 @dataclass(frozen=True)
@@ -41,10 +66,9 @@ class TaskSpec:
 
     name: str
     """The recipe's `task`."""
-    columns: tuple[str, ...]
-    """What each row must hold; the recipe's `data.<name>_column` says under which header."""
+    modality: Modality
+    target: Target
     auto_class: str
     """Name of the transformers class that loads the backbone with this task's head."""
-    loss_sums: LossSums
-    loss_denominator: LossDenominator
-    class_weights: ClassWeights
+    pipeline_tag: str
+    """What the Hub calls the task; it has no tag of its own for several labels or for a number."""

@@ -29,7 +29,8 @@ class Progress:
 
     best: metric, validation loss, phase and epoch of the best weights so far; waiting: epochs since then in this phase;
     phase_start: fingerprint of the weights at the start of the phase; losses: per process, the sum of this epoch's
-    losses so far and its denominator; epoch_seconds: training this epoch; phase_seconds: this phase, evaluation included.
+    losses so far and its denominator; epoch_seconds: training this epoch; phase_seconds: this phase, evaluation included;
+    choice: what a phase that chooses its layer groups chose (`Choice.to_json`), so that a resumed run has the very same.
     """
 
     phase: int = 0
@@ -45,6 +46,7 @@ class Progress:
     phase_start: dict[str, str] = field(default_factory=dict)
     history: list[dict[str, Any]] = field(default_factory=list)
     phases: list[dict[str, Any]] = field(default_factory=list)
+    choice: dict[str, Any] | None = None
 
     def with_(self, **changes: Any) -> Progress:
         return replace(self, **changes)

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -19,8 +21,10 @@ from finetune.data.batches import epoch_steps
 from finetune.errors import FinetuneError, Interrupted, TrainingError
 from finetune.train.checkpoint import Checkpoint, CheckpointFolder, Progress
 from finetune.train.device import release
-from finetune.train.events import Callback, EpochEnded, PhaseStarted, StepEnded, TrainingResumed
-from finetune.train.job import Job, Result
+from finetune.train.events import Callback, EpochEnded, Notice, PhaseStarted, StepEnded, TrainingResumed
+from finetune.train.job import Batch, Job, Result
+from finetune.train.loader import batches_ahead
+from finetune.train.measure import choose_layer_groups, synchronise, validation_logits
 from finetune.train.optimizer import optimizer_tensors, restore_optimizer
 from finetune.train.phase import (
     check_phase,
@@ -32,10 +36,10 @@ from finetune.train.phase import (
     set_trainable,
     tensors_of,
 )
-from finetune.train.predict import in_order, predict_logits
+from finetune.train.recalibration import settle_batchnorm
 from finetune.train.records import describe_epoch, describe_phase, is_better
 from finetune.train.step import Stepper
-from finetune.transfer import l2sp
+from finetune.transfer import batchnorm, l2sp
 
 # Steps between looks at what would make a GPU wait: the loss's value, and what other processes were asked to do.
 LOOK_EVERY = 10
@@ -55,8 +59,11 @@ def fit(
     TrainingError when a loss is not finite or a phase did not train what it should; Interrupted after a checkpoint
     when `stop()` turns true, in any process.
     """
-    module, groups = job.model.module, job.model.groups
-    learned = groups.trainable(job.plan.deepest)
+    module, whole = job.model.module, job.model
+    # From here on the layer groups hold what may learn; what `batchnorm: freeze` keeps still belongs to none of them.
+    groups = batchnorm.that_may_learn(module, whole.groups, job.batchnorm)
+    job = replace(job, model=replace(whole, groups=groups))
+    learned = groups.pick(job.plan.may_train)
     checkpoints = checkpoints.depending_on(backbone=digest(fingerprint(module)))
     # θ⁰, taken before any checkpoint is loaded.
     names = {name for group in learned for name in group.parameters} - job.model.fresh
@@ -79,7 +86,10 @@ def fit(
         finally:
             del phase  # with its wrapped network and optimizer, so that their memory is free for the next
             release(accelerator, module)
-    return Result(progress.history, progress.phases, progress.global_step)
+    assert progress.best is not None, "every phase evaluates at least once"
+    trained = {name for phase in progress.phases for name in phase["trainable"]}
+    facts = settle_batchnorm(replace(job, model=whole), accelerator, trained, progress.best, emit)
+    return Result(progress.history, progress.phases, progress.global_step, progress.choice, facts)
 
 
 class _PhaseRun:
@@ -97,10 +107,11 @@ class _PhaseRun:
     def start(self, progress: Progress, saved: Checkpoint | None) -> Progress:
         """Set what trains, wrap, and make a new optimizer; or go on with the saved one."""
         job, groups = self.job, self.job.model.groups
-        self.phase = phase = job.plan.phases[progress.phase]
-        self.groups = groups.trainable(phase.trainable)
+        progress = self._choose(progress)
+        phase = self.phase
+        self.groups = groups.pick(phase.trainable)
         set_trainable(self.module, groups, phase.trainable)
-        self.stepper = Stepper(job, progress.phase, self.accelerator, self.anchors)
+        self.stepper = Stepper(job, progress.phase, phase, self.accelerator, self.anchors)
         self.best = {name: tensor.clone() for name, tensor in tensors_of(self.module, self.groups).items()}
         if saved is None:
             progress = progress.with_(phase_start=fingerprint(self.module))
@@ -110,9 +121,21 @@ class _PhaseRun:
             if self.accelerator.scaler is not None and saved.scaler:
                 self.accelerator.scaler.load_state_dict(dict(saved.scaler))
         steps = math.ceil(len(job.train.labels) / job.settings.batch_size)
-        trainable = tuple(group.name for group in self.groups)
+        trainable = tuple(group.name for group in self.groups if group.parameters)
         self.emit(PhaseStarted(progress.phase, len(job.plan.phases), phase.name, trainable, phase.epochs, steps))
         return progress
+
+    def _choose(self, progress: Progress) -> Progress:
+        """Set `self.phase`: the plan's, with what it leaves to a measurement measured, or as the checkpoint remembers it."""
+        self.phase = phase = self.job.plan.phases[progress.phase]
+        if not phase.choose:
+            return progress
+        choice = progress.choice
+        if choice is None:
+            choice = choose_layer_groups(self.job, self.accelerator, progress.phase)
+            self.emit(Notice(choice["reason"], choice))
+        self.phase = phase.chosen([self.job.model.groups.names.index(name) for name in choice["chosen"]])
+        return progress.with_(choice=choice)
 
     def run(self, progress: Progress) -> Progress:
         """All epochs of the phase, or as many as its patience allows; then the proof of what moved."""
@@ -132,7 +155,10 @@ class _PhaseRun:
             seed=job.seed, phase=progress.phase, epoch=progress.epoch, bucket=job.settings.bucket_by_length,
         )  # fmt: skip
         set_modes(self.module, job.model.groups, self.phase.trainable)
-        progress = self._steps(plan, progress)
+        wanted = self.stepper.wanted(plan, epoch=progress.epoch, first=progress.cursor)
+        with closing(batches_ahead(job.train, wanted, job.workers)) as batches:
+            progress = self._steps(plan, batches, progress)
+        synchronise(self.accelerator, batchnorm.statistics(self.module, self.groups))
         began = time.perf_counter()
         progress = self._evaluate(progress)
         seconds = progress.phase_seconds + progress.epoch_seconds + time.perf_counter() - began
@@ -144,13 +170,13 @@ class _PhaseRun:
             raise Interrupted("stopped after an epoch and its checkpoint")
         return progress
 
-    def _steps(self, plan: Sequence[Sequence[int]], first: Progress) -> Progress:
+    def _steps(self, plan: Sequence[Sequence[int]], batches: Iterator[Batch], first: Progress) -> Progress:
         """The steps of an epoch from the cursor on, with a checkpoint where one is due or the run shall stop."""
         device, every = self.accelerator.device, self.job.settings.checkpoint_every_steps
         loss = torch.tensor(first.losses[self.rank] if first.losses else [0.0, 0.0], dtype=torch.float64, device=device)
         began, rows, progress, asked = time.perf_counter(), 0, first, False
         for cursor in range(first.cursor, len(plan)):
-            loss += self.stepper.take(plan[cursor], epoch=first.epoch, cursor=cursor, steps=len(plan))
+            loss += self.stepper.take(plan[cursor], batches, epoch=first.epoch, cursor=cursor, steps=len(plan))
             rows += len(plan[cursor])
             progress = progress.with_(
                 cursor=cursor + 1, global_step=progress.global_step + 1, phase_steps=progress.phase_steps + 1
@@ -172,7 +198,7 @@ class _PhaseRun:
     def _evaluate(self, progress: Progress) -> Progress:
         """Score the validation rows, keep the weights if they are the best so far, and record the epoch."""
         job, epoch = self.job, progress.epoch + 1
-        logits = self._predict_validation()
+        logits = validation_logits(job, self.accelerator)
         if not np.isfinite(logits).all():
             raise self._diverged("the validation logits are not finite", progress)
         value, loss = job.score(logits, job.validation.labels), job.validation_loss(logits, job.validation.labels)
@@ -199,20 +225,12 @@ class _PhaseRun:
             check_replicas(self.phase, gather_object([after]))
         check = check_phase(self.phase, self.job.model.groups, progress.phase_start, after)
         put_back(self.best, into=tensors_of(self.module, self.groups))
+        choice = progress.choice if self.job.plan.phases[progress.phase].choose else None
+        record = describe_phase(progress, self.phase, self.job.model.groups, check, ended, choice)
         return progress.with_(
             phase=progress.phase + 1, epoch=0, cursor=0, waiting=0, phase_seconds=0.0, phase_steps=0, phase_start={},
-            phases=[*progress.phases, describe_phase(progress, self.phase, self.job.model.groups, check, ended)],
+            phases=[*progress.phases, record],
         )  # fmt: skip
-
-    def _predict_validation(self) -> np.ndarray:
-        """Logits (N, C) of the validation rows, each process computing its share."""
-        job = self.job
-        found = predict_logits(
-            self.module, job.validation.inputs, job.validation.lengths, job.collate,
-            batch_size=job.settings.eval_batch_size, device=self.accelerator.device, rank=self.rank, world=self.world,
-        )  # fmt: skip
-        parts = gather_object([found]) if self.world > 1 else [found]
-        return in_order({row: logits for part in parts for row, logits in part.items()})
 
     def _drift(self) -> dict[str, float]:
         """Relative distance from θ⁰ per trainable layer group; the head's covers its pretrained parts, if it has any."""
@@ -228,7 +246,7 @@ class _PhaseRun:
         failure: list[FinetuneError | None] = [None]
         if self.accelerator.is_main_process:
             scaler = self.accelerator.scaler.state_dict() if self.accelerator.scaler is not None else {}
-            model = tensors_of(self.module, self.job.model.groups.trainable(self.job.plan.deepest))
+            model = tensors_of(self.module, self.job.model.groups.pick(self.job.plan.may_train))
             state = optimizer_tensors(self.stepper.optimizer.optimizer)
             try:
                 self.checkpoints.save(Checkpoint(progress, model, state, self.best, scaler))

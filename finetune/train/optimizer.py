@@ -21,7 +21,7 @@ def make_optimizer(
     parameters = dict(module.named_parameters())
     parts: list[dict[str, object]] = []
     for depth, group in enumerate(groups.groups):
-        if depth < len(groups) - phase.trainable:
+        if depth not in phase.trainable:
             continue
         for decayed in (True, False):
             names = [n for n in group.parameters if is_regularised(n, parameters[n]) == decayed]

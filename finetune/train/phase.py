@@ -23,17 +23,17 @@ class PhaseCheck:
     unmoved: tuple[str, ...]
 
 
-def set_trainable(module: nn.Module, groups: LayerGroups, trainable: int) -> None:
-    """requires_grad for the `trainable` groups nearest the output, and for nothing else. Never call it on a wrapped model."""
-    names = {name for group in groups.trainable(trainable) for name in group.parameters}
+def set_trainable(module: nn.Module, groups: LayerGroups, trainable: Sequence[int]) -> None:
+    """requires_grad for the groups of these indices, and for nothing else. Never call it on a wrapped model."""
+    names = {name for group in groups.pick(trainable) for name in group.parameters}
     for name, parameter in module.named_parameters():
         parameter.requires_grad_(name in names)
         parameter.grad = None
 
 
-def set_modes(module: nn.Module, groups: LayerGroups, trainable: int) -> None:
-    """Training mode for trainable groups; frozen ones run as they will be served, without dropout or batch statistics."""
-    members = {name for group in groups.trainable(trainable) for name in group.modules}
+def set_modes(module: nn.Module, groups: LayerGroups, trainable: Sequence[int]) -> None:
+    """Training mode for the groups of these indices; the others run as they will be served, without dropout or batch statistics."""
+    members = {name for group in groups.pick(trainable) for name in group.modules}
     for name, child in module.named_modules():
         child.training = name in members
 
@@ -79,9 +79,10 @@ def check_phase(phase: Phase, groups: LayerGroups, before: Mapping[str, str], af
 
     A group counts as moved if any weight of it did; a bias proves nothing where there are weights, as it often starts at
     zero, which the smallest rate moves. Single parameters may rightly stand still (the bias of attention keys has no
-    gradient) and are listed instead. Buffers of frozen groups must not change either.
+    gradient) and are listed instead. Buffers of frozen groups must not change either. What belongs to no group is frozen,
+    and a group left empty (all of it BatchNorm that keeps still) counts as frozen too.
     """
-    trainable = groups.trainable(phase.trainable)
+    trainable = [group for group in groups.pick(phase.trainable) if group.parameters]
     free = {name for group in trainable for name in group.parameters}
     free_modules = {name for group in trainable for name in group.modules}
     changed = {name for name in before if before[name] != after[name]}

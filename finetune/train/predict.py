@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import closing
 from typing import Any
 
 import numpy as np
@@ -10,8 +11,11 @@ import torch
 from torch import nn
 
 from finetune.data.batches import evaluation_batches
+from finetune.train.job import Collate, EncodedExamples, Moment
+from finetune.train.loader import batches_ahead
 
-Collate = Callable[[Sequence[Any]], Mapping[str, np.ndarray]]
+# For rows that are the same at every moment.
+WITHOUT_NOISE = Moment(seed=0, phase=0, epoch=0, cursor=0, step=())
 
 
 def to_tensors(batch: Mapping[str, np.ndarray], device: torch.device) -> dict[str, torch.Tensor]:
@@ -22,14 +26,21 @@ def to_tensors(batch: Mapping[str, np.ndarray], device: torch.device) -> dict[st
 @torch.no_grad()
 def predict_logits(
     module: nn.Module, rows: Sequence[Any], lengths: Sequence[int], collate: Collate, *,
-    batch_size: int, device: torch.device, rank: int = 0, world: int = 1,
+    batch_size: int, device: torch.device, rank: int = 0, world: int = 1, workers: int = 0,
 ) -> dict[int, np.ndarray]:  # fmt: skip
-    """Row index -> logits (C,) float32, for the batches that fall to this rank; leaves the network in eval mode."""
+    """Row index -> logits (C,) float32, for the batches that fall to this rank; leaves the network in eval mode.
+
+    workers: processes that make batches ahead; their number changes nothing else.
+    """
     module.eval()
     found: dict[int, np.ndarray] = {}
-    for batch in evaluation_batches(lengths, batch_size)[rank::world]:
-        logits = module(**to_tensors(collate([rows[i] for i in batch]), device)).logits.float().cpu().numpy()
-        found.update(zip(batch, logits, strict=True))
+    mine = evaluation_batches(lengths, batch_size)[rank::world]
+    # Labels play no part here.
+    examples = EncodedExamples(rows, lengths, np.zeros(len(rows)), collate)
+    with closing(batches_ahead(examples, [(batch, WITHOUT_NOISE) for batch in mine], workers)) as batches:
+        for batch, (inputs, _) in zip(mine, batches, strict=True):
+            logits = module(**to_tensors(inputs, device)).logits.float().cpu().numpy()
+            found.update(zip(batch, logits, strict=True))
     return found
 
 

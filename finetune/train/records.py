@@ -42,9 +42,12 @@ def describe_epoch(
 
 
 def describe_phase(
-    progress: Progress, phase: Phase, groups: LayerGroups, check: PhaseCheck, ended: str
+    progress: Progress, phase: Phase, groups: LayerGroups, check: PhaseCheck, ended: str, choice: dict[str, Any] | None
 ) -> dict[str, Any]:
-    """The record of a finished phase; `best_epoch` is None when no epoch of it beat those of the phases before."""
+    """The record of a finished phase; `best_epoch` is None when no epoch of it beat those of the phases before.
+
+    choice: why it trained these layer groups, if it chose them itself.
+    """
     best = progress.best or {}
     rates = zip(groups.names, phase.learning_rates, strict=True)
     return {
@@ -53,6 +56,7 @@ def describe_phase(
         "epochs_planned": phase.epochs,
         "epochs_run": progress.epoch,
         "trainable": list(check.moved),
+        "choice": choice,
         "learning_rates": {name: rate for name, rate in rates if rate},
         "schedule": phase.schedule,
         "best_epoch": int(best["epoch"]) if best.get("phase") == progress.phase else None,

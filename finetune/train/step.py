@@ -1,14 +1,15 @@
 """One optimizer step, the same on one device or many, in one part or several.
 
 A step's batch is the recipe's `batch_size` over all processes and accumulation parts together, and its loss is divided
-by the denominator of the whole step, so that neither number changes the result. Dropout depends on (seed, phase, epoch,
-step, part, process) alone, so a resumed step draws what it would have drawn.
+by the denominator of the whole step, so that neither number changes the result, but for BatchNorm that trains, which
+normalises over the part it sees. Dropout depends on (seed, phase, epoch, step, part, process) alone, so a resumed step
+draws what it would have drawn.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 
 import numpy as np
@@ -16,22 +17,26 @@ import torch
 from accelerate import Accelerator
 
 from finetune.data.batches import share
+from finetune.errors import TrainingError
 from finetune.recipe import L2SPSettings, TrainSettings
-from finetune.train.job import Job
+from finetune.train.job import Batch, Job, Moment
 from finetune.train.optimizer import make_optimizer, rates_by_group, rates_by_parameter, set_rates
 from finetune.train.predict import to_tensors
 from finetune.transfer import l2sp
+from finetune.transfer.plan import Phase
 
 
 class Stepper:
     """Takes the steps of one phase: the network as Accelerate wraps it, a fresh optimizer, and what regularises them.
 
-    The network must be unwrapped and have its trainability set.
+    index, phase: its number and what it trains. The network must be unwrapped and have its trainability set.
     """
 
-    def __init__(self, job: Job, phase: int, accelerator: Accelerator, anchors: Mapping[str, torch.Tensor]) -> None:
+    def __init__(
+        self, job: Job, index: int, phase: Phase, accelerator: Accelerator, anchors: Mapping[str, torch.Tensor]
+    ) -> None:
         self.job, self.accelerator = job, accelerator
-        self.index, self.phase = phase, job.plan.phases[phase]
+        self.index, self.phase = index, phase
         module, settings = job.model.module, job.settings
         optimizer = make_optimizer(
             module, job.model.groups, self.phase,
@@ -48,38 +53,63 @@ class Stepper:
         set_rates(self.optimizer, self.phase, epoch * steps + cursor, self.phase.epochs * steps)
         return rates_by_group(self.optimizer)
 
-    def take(self, rows: Sequence[int], *, epoch: int, cursor: int, steps: int) -> torch.Tensor:
-        """Step number `cursor` of the `steps` of an epoch, on these rows.
+    def wanted(self, plan: Sequence[Sequence[int]], *, epoch: int, first: int) -> list[tuple[list[int], Moment]]:
+        """What this process computes of an epoch's steps from number `first` on: the rows of each part, and their moment."""
+        return [
+            ([row for row, _ in part], Moment(self.job.seed, self.index, epoch, cursor, tuple(plan[cursor])))
+            for cursor in range(first, len(plan))
+            for part in self._parts(plan[cursor])
+        ]
+
+    def take(
+        self, rows: Sequence[int], batches: Iterator[Batch], *, epoch: int, cursor: int, steps: int
+    ) -> torch.Tensor:
+        """Step number `cursor` of the `steps` of an epoch, on these rows; batches: what `wanted` asked for, in that order.
 
         Returns float64 (2,): the sum of this process's losses, and its share of what the whole sum is divided by.
         """
-        job, settings = self.job, self.job.settings
-        rank, world = self.accelerator.process_index, self.accelerator.num_processes
+        job, rank, world = self.job, self.accelerator.process_index, self.accelerator.num_processes
         self.set_rates(epoch, cursor, steps)
-        targets = torch.from_numpy(job.train.labels[rows])
-        denominator = job.task.loss_denominator(targets, self.host_weights, None)
+        # Also under mixup and CutMix: each row of the step is some row's partner once, at one share for all, so that the
+        # mixed targets of a whole step add up to what its labels do.
+        labels = torch.from_numpy(job.train.labels[list(rows)])
+        denominator = job.task.target.loss_denominator(labels, self.host_weights, None)
         told = torch.tensor([0.0, denominator / world], dtype=torch.float64, device=self.accelerator.device)
-        # A short step has fewer parts; every process still takes part in each of them.
-        rounds = min(settings.accumulation, math.ceil(len(rows) / world))
-        for turn in range(rounds):
-            part = share(rows, turn * world + rank, settings.accumulation * world)
+        parts = self._parts(rows)
+        for turn, part in enumerate(parts):
+            batch = next(batches)
+            # After the batch is made, which may draw random numbers of its own, or in another process not at all.
             seed_noise(self.accelerator.device, job.seed, self.index, epoch, cursor, turn, rank)
-            with nullcontext() if turn == rounds - 1 else self.accelerator.no_sync(self.wrapped):
-                loss = self._loss(part)
+            with nullcontext() if turn == len(parts) - 1 else self.accelerator.no_sync(self.wrapped):
+                loss = self._loss(batch, [weight for _, weight in part])
                 # Processes average their gradients, so each gives `world` times its share of the step's mean.
                 self.accelerator.backward(loss * (world / denominator))
             told[0] += loss.detach()
         self._update()
         return told
 
-    def _loss(self, part: Sequence[tuple[int, float]]) -> torch.Tensor:
-        """Sum of the losses of some (row, weight), a scalar."""
+    def _parts(self, rows: Sequence[int]) -> list[list[tuple[int, float]]]:
+        """This process's parts of a step. A short step has fewer; every process still takes part in each of them."""
+        rank, world = self.accelerator.process_index, self.accelerator.num_processes
+        accumulation = self.job.settings.accumulation
+        rounds = min(accumulation, math.ceil(len(rows) / world))
+        return [share(rows, turn * world + rank, accumulation * world) for turn in range(rounds)]
+
+    def _loss(self, batch: Batch, counted: Sequence[float]) -> torch.Tensor:
+        """Sum of the losses of a batch's rows, each times its weight, a scalar."""
         job, device = self.job, self.accelerator.device
-        rows = [row for row, _ in part]
-        logits = self.wrapped(**to_tensors(job.collate([job.train.inputs[row] for row in rows]), device)).logits
-        labels = torch.from_numpy(job.train.labels[rows]).to(device)
-        counted = torch.tensor([weight for _, weight in part], device=device)
-        return job.task.loss_sums(logits, labels, self.weights, job.settings.label_smoothing, counted)
+        inputs, targets = batch
+        try:
+            logits = self.wrapped(**to_tensors(inputs, device)).logits
+        except ValueError as error:
+            if "more than 1 value per channel" not in str(error):
+                raise
+            raise TrainingError(
+                "BatchNorm cannot normalise over a single row; choose a train.batch_size that leaves no step, nor part of one, "
+                "with one row, or set transfer.batchnorm: freeze"
+            ) from error
+        truth, weights = torch.from_numpy(targets).to(device), torch.tensor(counted, device=device)
+        return job.task.target.loss_sums(logits, truth, self.weights, job.settings.label_smoothing, weights)
 
     def _update(self) -> None:
         """Regularise, clip, step; then the decoupled pull, which needs the rates that the step used."""

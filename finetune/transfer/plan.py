@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 from finetune.errors import RecipeError
 from finetune.recipe import L2SPSettings, PhaseSettings, TrainSettings, TransferSettings
@@ -14,17 +15,35 @@ from finetune.transfer.learning_rates import discriminative_lrs
 class Phase:
     """One stretch of training with a fixed set of trainable layer groups.
 
-    trainable: groups that train, counted from the head; learning_rates: peak rate of every group, input side first,
-    0 for frozen ones; patience: epochs without improvement that end the phase, None for never.
+    trainable: indices of the groups that train, ascending, 0 at the input side; learning_rates: peak rate of every group,
+    input side first, 0 for frozen ones; patience: epochs without improvement that end the phase, None for never.
+    choose: how many further groups the phase picks by measurement when it starts (transfer/surgical.py), until when
+    `learning_rates` has a rate for every group; `chosen` makes it a phase that knows.
     """
 
     name: str
-    trainable: int
+    trainable: tuple[int, ...]
     epochs: int
     learning_rates: tuple[float, ...]
     schedule: str
     warmup: float
     patience: int | None
+    choose: int = 0
+
+    @property
+    def count(self) -> int:
+        """How many layer groups train, those still to be chosen included."""
+        return len(self.trainable) + self.choose
+
+    @property
+    def may_train(self) -> tuple[int, ...]:
+        """Indices of the layer groups that the phase trains or might choose."""
+        return tuple(range(len(self.learning_rates))) if self.choose else self.trainable
+
+    def chosen(self, picked: Sequence[int]) -> Phase:
+        """The same phase once it has chosen its further groups."""
+        trainable = tuple(sorted({*self.trainable, *picked}))
+        return replace(self, trainable=trainable, learning_rates=_only(trainable, self.learning_rates), choose=0)
 
 
 @dataclass(frozen=True)
@@ -34,25 +53,29 @@ class Plan:
     phases: tuple[Phase, ...]
 
     @property
-    def deepest(self) -> int:
-        """Most groups that any phase trains."""
-        return max(phase.trainable for phase in self.phases)
+    def may_train(self) -> tuple[int, ...]:
+        """Indices of the layer groups that any phase trains or might choose, ascending."""
+        return tuple(sorted({depth for phase in self.phases for depth in phase.may_train}))
 
 
 def build_plan(transfer: TransferSettings, train: TrainSettings, groups: int) -> Plan:
     """The phases of a recipe for a network of `groups` layer groups; RecipeError when they do not fit it or L2-SP."""
-    if transfer.phases is not None:
-        specs = transfer.phases
-    else:
-        specs = tuple(
-            PhaseSettings(trainable=count, epochs=transfer.head_epochs if count == 1 else transfer.epochs)
-            for count in _counts(transfer, groups)
-        )
-    plan = Plan(tuple(_phase(i, spec, transfer, train, groups) for i, spec in enumerate(specs)))
+    phases = [_phase(i, spec, transfer, train, groups) for i, spec in enumerate(_specs(transfer, groups))]
+    if transfer.unfreeze == "auto":
+        phases.append(_choosing_phase(transfer, train, groups))
+    plan = Plan(tuple(phases))
     if transfer.l2sp.coupling == "decoupled":
         for phase in plan.phases:
             _check_pull(phase, transfer.l2sp)
     return plan
+
+
+def _specs(transfer: TransferSettings, groups: int) -> tuple[PhaseSettings, ...]:
+    """The phases that know what they train."""
+    return transfer.phases or tuple(
+        PhaseSettings(trainable=count, epochs=transfer.head_epochs if count == 1 else transfer.epochs)
+        for count in _counts(transfer, groups)
+    )
 
 
 def _counts(transfer: TransferSettings, groups: int) -> list[int]:
@@ -66,7 +89,7 @@ def _counts(transfer: TransferSettings, groups: int) -> list[int]:
             return unfreeze.gradual(groups, step=transfer.step, depth=depth)
         case "lp_ft":
             return unfreeze.lp_ft(groups, depth=depth)
-        case "head_only":
+        case "head_only" | "auto":
             return unfreeze.head_only(groups)
         case _:
             return unfreeze.full(groups, depth=depth)
@@ -84,20 +107,41 @@ def _check_pull(phase: Phase, l2sp: L2SPSettings) -> None:
 
 
 def _phase(index: int, spec: PhaseSettings, transfer: TransferSettings, train: TrainSettings, groups: int) -> Phase:
-    trainable = groups if spec.trainable == "all" else spec.trainable
-    if trainable > groups:
+    count = groups if spec.trainable == "all" else spec.trainable
+    if count > groups:
         raise RecipeError(
-            f"transfer.phases[{index}].trainable: {trainable}, but this backbone has only {groups} layer groups; lower it or say all"
+            f"transfer.phases[{index}].trainable: {count}, but this backbone has only {groups} layer groups; lower it or say all"
         )
-    top = spec.learning_rate or (transfer.head_learning_rate if trainable == 1 else None) or transfer.learning_rate
-    rates = discriminative_lrs(top, spec.decay or transfer.decay, groups)
-    name = spec.name or ("head" if trainable == 1 else "all" if trainable == groups else f"top {trainable}")
+    top = spec.learning_rate or (transfer.head_learning_rate if count == 1 else None) or transfer.learning_rate
+    trainable = tuple(range(groups - count, groups))
     return Phase(
-        name=name,
+        name=spec.name or ("head" if count == 1 else "all" if count == groups else f"top {count}"),
         trainable=trainable,
         epochs=spec.epochs,
-        learning_rates=tuple(rate if depth >= groups - trainable else 0.0 for depth, rate in enumerate(rates)),
+        learning_rates=_only(trainable, discriminative_lrs(top, spec.decay or transfer.decay, groups)),
         schedule=spec.schedule or train.schedule,
         warmup=train.warmup,
         patience=spec.patience or transfer.patience,
     )
+
+
+def _choosing_phase(transfer: TransferSettings, train: TrainSettings, groups: int) -> Phase:
+    """The second phase of `auto`: the head, and below it what will turn out to have the largest relative gradients."""
+    if transfer.auto_groups > groups - 1:
+        raise RecipeError(
+            f"transfer.auto_groups: {transfer.auto_groups}, but this backbone has only {groups - 1} layer groups below the head; lower it"
+        )
+    return Phase(
+        name="auto",
+        trainable=(groups - 1,),
+        epochs=transfer.epochs,
+        learning_rates=tuple(discriminative_lrs(transfer.learning_rate, transfer.decay, groups)),
+        schedule=train.schedule,
+        warmup=train.warmup,
+        patience=transfer.patience,
+        choose=transfer.auto_groups,
+    )
+
+
+def _only(trainable: Sequence[int], rates: Sequence[float]) -> tuple[float, ...]:
+    return tuple(rate if depth in trainable else 0.0 for depth, rate in enumerate(rates))

@@ -89,7 +89,7 @@ def test_short_texts_and_scripts_without_spaces(a: str, b: str, near_duplicates:
 
 def test_crowded_buckets_still_form_one_group() -> None:
     texts = [f"{near.SHINGLE_WORDS * 'same words here in every message '}{number}" for number in range(300)]
-    assert len(set(find_duplicates(texts, 0.5).groups)) == 1
+    assert len(set(find_duplicates(texts, lambda distinct: near.near_pairs(distinct, 0.5)).groups)) == 1
 
 
 def test_no_texts_have_no_pairs() -> None:
@@ -122,10 +122,12 @@ def test_keys_differ_by_seed_and_are_the_same_everywhere() -> None:
 def test_groups_join_chains_and_copies() -> None:
     a = [f"w{i}" for i in range(40)]
     chain = [" ".join(a[i : i + 30]) for i in (0, 5, 10)]
-    duplicates = find_duplicates([*chain, chain[0], "other words than all of the rest in here"], 0.6)
+    duplicates = find_duplicates(
+        [*chain, chain[0], "other words than all of the rest in here"], lambda distinct: near.near_pairs(distinct, 0.6)
+    )
     assert len({duplicates.groups[row] for row in range(4)}) == 1
     assert duplicates.groups[4] != duplicates.groups[0]
-    assert duplicates.text_ids[0] == duplicates.text_ids[3]
+    assert duplicates.input_ids[0] == duplicates.input_ids[3]
     assert {(i, j) for i, j, _ in duplicates.pairs} == {(0, 1), (1, 2)}
 
 

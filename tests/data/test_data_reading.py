@@ -5,26 +5,28 @@ import csv
 import io
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from finetune.data.layout import find_layout
-from finetune.data.read import Columns, read_rows
+from finetune.data.read import read_rows, reading_of
 from finetune.data.rows import Rows
 from finetune.errors import DataError
-
-COLUMNS = Columns("text", "label")
-
-
-def read(path: Path, encoding: str = "utf-8", wanted: str = "auto") -> Rows:
-    return read_rows(find_layout(path, wanted), COLUMNS, encoding)
+from finetune.recipe.types import DataSettings
+from finetune.tasks import TASKS
 
 
-def refused(path: Path, *words: str, encoding: str = "utf-8") -> str:
+def read(path: Path, encoding: str = "utf-8", wanted: str = "auto", **data: Any) -> Rows:
+    reading = reading_of(TASKS["text_classification"], DataSettings(source=str(path), encoding=encoding, **data))
+    return read_rows(find_layout(path, wanted), reading)
+
+
+def refused(path: Path, *words: str, encoding: str = "utf-8", **data: Any) -> str:
     with pytest.raises(DataError) as caught:
-        read(path, encoding)
+        read(path, encoding, **data)
     message = str(caught.value)
     for word in words:
         assert word in message
@@ -40,18 +42,18 @@ def written(folder: Path, text: str | bytes, name: str = "d.csv") -> Path:
 
 def test_csv_keeps_line_numbers_across_quoted_line_breaks_and_blank_lines(tmp_path: Path) -> None:
     rows = read(written(tmp_path, 'text,label\n"a\nb",x\n\n\nc,y\n'))
-    assert rows.texts == ("a\nb", "c")
+    assert rows.inputs == ("a\nb", "c")
     assert rows.places == ("d.csv:2", "d.csv:6")
 
 
 def test_csv_words_that_other_readers_take_for_null_stay_words(tmp_path: Path) -> None:
     rows = read(written(tmp_path, "text,label\nnull,NA\nNone,nan\n2020-01-01,01\n"))
-    assert rows.texts == ("null", "None", "2020-01-01")
+    assert rows.inputs == ("null", "None", "2020-01-01")
     assert rows.labels == ("NA", "nan", "01")
 
 
 def test_tsv_is_split_at_tabs(tmp_path: Path) -> None:
-    assert read(written(tmp_path, "label\ttext\nx\ta, b\n", "d.tsv")).texts == ("a, b",)
+    assert read(written(tmp_path, "label\ttext\nx\ta, b\n", "d.tsv")).inputs == ("a, b",)
 
 
 def test_outer_white_space_of_labels_and_column_names_is_dropped(tmp_path: Path) -> None:
@@ -88,14 +90,14 @@ def test_unused_columns_may_share_a_name(tmp_path: Path) -> None:
 
 def test_fields_beyond_the_csv_modules_limit_are_read_and_the_limit_is_put_back(tmp_path: Path) -> None:
     before = csv.field_size_limit()
-    assert len(read(written(tmp_path, f"text,label\n{'a' * 300_000},x\n")).texts[0]) == 300_000
+    assert len(read(written(tmp_path, f"text,label\n{'a' * 300_000},x\n")).inputs[0]) == 300_000
     assert csv.field_size_limit() == before
 
 
 def test_wrong_encoding_names_file_byte_offset_and_setting(tmp_path: Path) -> None:
     path = written(tmp_path, "text,label\ncaf\xe9,x\n".encode("latin-1"))
     refused(path, "d.csv is not valid utf-8", "0xe9", "offset 14", "data.encoding")
-    assert read(path, "latin-1").texts == ("café",)
+    assert read(path, "latin-1").inputs == ("café",)
 
 
 def test_offset_counts_the_byte_order_mark(tmp_path: Path) -> None:
@@ -107,7 +109,7 @@ def test_several_encodings_are_tried_in_turn_and_the_fallback_is_told(tmp_path: 
         (tmp_path / name).mkdir()
         written(tmp_path / name, data, "1.txt")
     rows = read(tmp_path, "utf-8,cp1252")
-    assert rows.texts == ("£1", "£2")
+    assert rows.inputs == ("£1", "£2")
     assert len(rows.notes) == 1
     assert "b/1.txt" in rows.notes[0]
 
@@ -137,14 +139,14 @@ def test_csv_and_json_lines_give_back_what_was_written(tmp_path: Path, rows: lis
     lines = "\n".join(json.dumps({"text": text, "label": label}, ensure_ascii=False) for text, label in rows)
     for path in (written(tmp_path, buffer.getvalue()), written(tmp_path, lines, "d.jsonl")):
         found = read(path)
-        assert found.texts == tuple(text for text, _ in rows)
+        assert found.inputs == tuple(text for text, _ in rows)
         assert found.labels == tuple(label.strip() for _, label in rows)
 
 
 def test_json_lines_skip_blank_lines_and_count_them(tmp_path: Path) -> None:
     lines = '{"text": "a\\u2028b", "label": 1}\n\n{"text": null, "label": 2}\n{"label": 1}\n'
     rows = read(written(tmp_path, lines, "d.jsonl"))
-    assert rows.texts == ("a\u2028b", "", "")
+    assert rows.inputs == ("a\u2028b", "", "")
     assert rows.labels == ("1", "2", "1")
     assert rows.places == ("d.jsonl:1", "d.jsonl:3", "d.jsonl:4")
 
@@ -176,7 +178,7 @@ def test_parquet_gives_texts_labels_and_row_numbers(tmp_path: Path) -> None:
     table = pa.table({"text": ["a", None], "label": [True, False], "more": [1.0, 2.0]})
     pq.write_table(table, tmp_path / "d.parquet")
     rows = read(tmp_path / "d.parquet")
-    assert (rows.texts, rows.labels) == (("a", ""), ("True", "False"))
+    assert (rows.inputs, rows.labels) == (("a", ""), ("True", "False"))
     assert (rows.places[1], rows.columns) == ("d.parquet:2", ("text", "label", "more"))
     pq.write_table(pa.table({"text": ["a"], "label": [None]}), tmp_path / "d.parquet")
     refused(tmp_path / "d.parquet", "d.parquet:1", "label is missing")
@@ -192,7 +194,7 @@ def test_folder_per_class_ignores_and_counts_strays_and_skips_hidden_files(tmp_p
     rows = read(tmp_path)
     assert rows.places == ("a/10003", "b/1.txt", "b/2.txt")
     assert rows.labels == ("a", "b", "b")
-    assert rows.texts[1] == "b/1.txt\nx"
+    assert rows.inputs[1] == "b/1.txt\nx"
     assert rows.notes == ("2 files or folders were not read: a/note.pdf, readme.md",)
 
 
@@ -200,9 +202,9 @@ def test_order_does_not_depend_on_the_directory(tmp_path: Path, monkeypatch: pyt
     for number in (3, 1, 2):
         written(tmp_path, f"text,label\nt{number},x\n", f"{number}.csv")
     listed = Path.iterdir
-    texts = read(tmp_path).texts
+    texts = read(tmp_path).inputs
     monkeypatch.setattr(Path, "iterdir", lambda self: sorted(listed(self), reverse=True))
-    assert read(tmp_path).texts == texts == ("t1", "t2", "t3")
+    assert read(tmp_path).inputs == texts == ("t1", "t2", "t3")
 
 
 def test_folder_without_classes_points_to_the_level_that_has_them(tmp_path: Path) -> None:
@@ -224,3 +226,40 @@ def test_ambiguous_and_unfitting_formats_are_refused(tmp_path: Path) -> None:
     written(tmp_path, "{}", "d.jsonl")
     with pytest.raises(DataError, match="csv and jsonl files"):
         find_layout(tmp_path, "auto")
+
+
+@pytest.mark.parametrize(
+    ("delimiter", "content"),
+    [
+        ("comma", "text,label\na b,x\n"),
+        ("semicolon", "text;label\na b;x\n"),
+        ("tab", "text\tlabel\na b\tx\n"),
+    ],
+)
+def test_the_delimiter_may_differ_from_the_formats(tmp_path: Path, delimiter: str, content: str) -> None:
+    rows = read(written(tmp_path, content), delimiter=delimiter)
+    assert (rows.inputs, rows.labels) == (("a b",), ("x",))
+
+
+def test_fields_between_blanks_need_no_header(tmp_path: Path) -> None:
+    rows = read(
+        written(tmp_path, "a/b.png  1.5e0 \t mono\n\n  c.png 0 poly\n"),
+        delimiter="whitespace", columns=("text", "number", "label"), stratify_by=("label", "number"),
+    )  # fmt: skip
+    assert rows.inputs == ("a/b.png", "c.png")
+    assert rows.labels == ("mono", "poly")
+    assert rows.places == ("d.csv:1", "d.csv:3")
+    assert len(set(rows.strata)) == 2
+
+
+def test_rows_of_a_table_without_header_must_fit_the_named_columns(tmp_path: Path) -> None:
+    three = ("text", "label", "more")
+    path = written(tmp_path, "a x 1\nb x 2 3\n")
+    refused(path, "d.csv:2 has 4 fields where data.columns names 3", "blank", delimiter="whitespace", columns=three)
+    path = written(tmp_path, "text,label\na,x\n")
+    refused(path, "d.csv:1 is a header", "remove data.columns", columns=("text", "label"))
+    refused(path, "no column 'label' (its columns: text, tag)", columns=("text", "tag"))
+    refused(written(tmp_path, "", "e.csv"), "holds no rows", columns=("text", "label"))
+    refused(written(tmp_path, "\n \n"), "d.csv is empty", delimiter="whitespace")
+    lines = written(tmp_path, '{"text": "a", "label": "x"}', "d.jsonl")
+    refused(lines, "data.columns is for CSV and TSV files, but d.jsonl is read as jsonl", columns=("text", "label"))

@@ -34,7 +34,8 @@ def test_groups_are_never_divided_and_labels_reach_every_split(
     rows: list[tuple[int, int]], seed: int, stratify: bool
 ) -> None:
     groups, labels = [group for group, _ in rows], [group % 3 for group, _ in rows]
-    splits = assign_splits(keys(len(rows), seed), groups, labels, SHARES, stratify=stratify)
+    strata = labels if stratify else [0] * len(labels)
+    splits = assign_splits(keys(len(rows), seed), groups, strata, SHARES, at_least_one=stratify)
     for group in set(groups):
         assert len({s for s, g in zip(splits, groups, strict=True) if g == group}) == 1
     if stratify:
@@ -84,3 +85,26 @@ def test_a_sample_keeps_the_shares_of_strata_and_is_seeded() -> None:
     assert sample_rows(keys(1000, 1), strata, 100) != rows
     assert sample_rows(keys(10), strata[:10], 10) == list(range(10))
     assert {strata[row] for row in sample_rows(keys(1000), strata, 3)} == {"a", "b", "c"}
+
+
+@given(
+    st.lists(st.integers(1, 60), min_size=1, max_size=25),
+    st.sampled_from([{"test": 0.25, "validation": 0.075}, SHARES, {"test": 0.3}, {"test": 0.2, "validation": 0.2}]),
+)
+def test_shares_of_many_strata_add_up_to_the_share_of_all_rows(sizes: list[int], shares: dict[str, float]) -> None:
+    strata = [stratum for stratum, size in enumerate(sizes) for _ in range(size)]
+    splits = assign_splits(keys(len(strata)), range(len(strata)), strata, shares, at_least_one=False)
+    for split, share in shares.items():
+        assert Counter(splits)[split] == int(len(strata) * share + 0.5)
+        for stratum, size in enumerate(sizes):
+            found = sum(s == split and at == stratum for s, at in zip(splits, strata, strict=True))
+            assert abs(found - size * share) < 2
+
+
+def test_strata_that_round_well_are_left_as_they_round() -> None:
+    """510, 386, 417, 511 and 401 rows at a tenth: 51, 39, 42, 51 and 40 are 223 of 2,225 already."""
+    sizes = (510, 386, 417, 511, 401)
+    strata = [stratum for stratum, size in enumerate(sizes) for _ in range(size)]
+    splits = assign_splits(keys(2225), range(2225), strata, SHARES)
+    found = Counter(at for split, at in zip(splits, strata, strict=True) if split == "test")
+    assert [found[stratum] for stratum in range(5)] == [51, 39, 42, 51, 40]

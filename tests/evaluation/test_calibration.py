@@ -7,12 +7,20 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import minimize_scalar
+from scipy.special import expit
 from sklearn.calibration import calibration_curve
-from sklearn.metrics import log_loss
+from sklearn.metrics import brier_score_loss, log_loss
 
 from finetune.errors import DataError, TrainingError
-from finetune.evaluation import calibration_report, expected_calibration_error, fit_temperature, softmax
-from finetune.evaluation.calibration import TEMPERATURE_RANGE, reliability_bins
+from finetune.evaluation.calibration import (
+    TEMPERATURE_RANGE,
+    calibration_report,
+    decision_calibration_report,
+    expected_calibration_error,
+    fit_temperature,
+    reliability_bins,
+    softmax,
+)
 
 
 def draw_labels(logits: np.ndarray, seed: int) -> np.ndarray:
@@ -141,3 +149,41 @@ def test_an_empty_split_is_refused() -> None:
 def test_softmax_of_huge_logits_is_finite_and_sums_to_one() -> None:
     probabilities = softmax(np.array([[3e38, -3e38, 0.0], [-1e5, -1e5, -1e5]], dtype=np.float32))
     np.testing.assert_allclose(probabilities, [[1, 0, 0], [1 / 3] * 3])
+
+
+def decided(rows: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Logits (rows, 3) and labels drawn from them, so that these logits are perfectly calibrated."""
+    generator = np.random.default_rng(seed)
+    logits = generator.normal(size=(rows, 3)) * 2 - 1
+    return logits, (generator.random(logits.shape) < expit(logits)).astype(np.float32)
+
+
+def test_decisions_on_several_labels_share_one_temperature() -> None:
+    (validation, validation_labels), (test, test_labels) = decided(1500, 0), decided(1500, 1)
+    report = decision_calibration_report(validation * 3, validation_labels, test * 3, test_labels, 10)
+    assert report["temperature"] == pytest.approx(3, rel=0.05)
+    truth, scaled = test_labels.ravel(), expit(test * 3 / report["temperature"]).ravel()
+    assert report["nll_after"] == pytest.approx(log_loss(truth, scaled))
+    assert report["nll_before"] == pytest.approx(log_loss(truth, expit(test * 3).ravel()))
+    # Over both answers, so twice scikit-learn's binary score.
+    assert report["brier_after"] == pytest.approx(2 * brier_score_loss(truth, scaled))
+    confidence, right = np.maximum(scaled, 1 - scaled), (scaled > 0.5) == truth
+    accuracy, mean = calibration_curve(right, confidence, n_bins=10, pos_label=True)
+    filled = [b for b in report["bins_after"] if b["count"]]
+    np.testing.assert_allclose([b["accuracy"] for b in filled], accuracy)
+    np.testing.assert_allclose([b["confidence"] for b in filled], mean)
+    assert sum(b["count"] for b in report["bins_after"]) == 4500
+    assert report["ece_after"] < 0.3 * report["ece_before"]
+    json.dumps(report, allow_nan=False)
+
+
+def test_decisions_that_are_all_right_keep_the_temperature_at_one() -> None:
+    labels = np.array([[1, 0], [0, 1]], dtype=np.float32)
+    report = decision_calibration_report(labels * 4 - 2, labels, labels * 4 - 2, labels, 5)
+    assert report["temperature"] == 1.0
+    assert report["bins_before"] == report["bins_after"]
+
+
+def test_decisions_that_do_not_fit_are_refused() -> None:
+    with pytest.raises(DataError, match="do not fit"):
+        decision_calibration_report(np.zeros((2, 3)), np.zeros((2, 2)), np.zeros((2, 2)), np.zeros((2, 2)), 5)

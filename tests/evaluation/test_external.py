@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from finetune.errors import RecipeError
-from finetune.evaluation import check_metrics, evaluate_classification
+from finetune.evaluation import EVALUATIONS
+from finetune.evaluation.single_label import check_metrics, evaluate
 
 SCRIPT = """
 import datasets
@@ -52,7 +53,7 @@ LOGITS = np.eye(3, dtype=np.float32)[[0, 1, 2, 0]]
 def test_a_local_script_is_computed_offline_and_has_no_interval(script) -> None:
     metric = script("return {'share_right': sum(p == r for p, r in zip(predictions, references)) / len(references)}")
     check_metrics(["accuracy", metric], classes=3)
-    result = evaluate_classification(LOGITS, LABELS, list("abc"), ["accuracy", metric])
+    result = evaluate(LOGITS, LABELS, list("abc"), ["accuracy", metric])
     assert result[metric] == {"value": 0.75, "low": None, "high": None}
     assert result["accuracy"]["value"] == 0.75
 
@@ -63,19 +64,19 @@ def test_a_folder_with_a_script_of_its_name_is_found(script, tmp_path: Path) -> 
     folder.mkdir()
     (tmp_path / "share_right.py").rename(folder / "share_right.py")
     metric = f"evaluate:{folder}"
-    assert evaluate_classification(LOGITS, LABELS, list("abc"), [metric])[metric]["value"] == 0.5
+    assert evaluate(LOGITS, LABELS, list("abc"), [metric])[metric]["value"] == 0.5
 
 
 def test_a_value_that_is_not_finite_becomes_null(script) -> None:
     metric = script("return {'share_right': float('nan')}")
-    result = evaluate_classification(LOGITS, LABELS, list("abc"), [metric])
+    result = evaluate(LOGITS, LABELS, list("abc"), [metric])
     assert result[metric]["value"] is None
     json.dumps(result, allow_nan=False)
 
 
 def test_of_several_numbers_the_one_with_the_metric_s_name_is_taken(script) -> None:
     metric = script("return {'other': 0.1, 'share_right': 0.2}")
-    assert evaluate_classification(LOGITS, LABELS, list("abc"), [metric])[metric]["value"] == 0.2
+    assert evaluate(LOGITS, LABELS, list("abc"), [metric])[metric]["value"] == 0.2
 
 
 def test_several_numbers_without_the_metric_s_name_are_refused_before_training(script) -> None:
@@ -148,3 +149,65 @@ def test_without_the_library_the_extra_is_named(monkeypatch: pytest.MonkeyPatch)
         RecipeError, match=r"needs the evaluate library; install it with: pip install 'finetune-recipes\[evaluate\]'"
     ):
         check_metrics(["evaluate:accuracy"])
+
+
+MATRIX = np.array([[1, 0], [1, 1], [0, 0]], dtype=np.float32)
+LISTS = """
+import datasets
+import evaluate
+
+
+class {name}(evaluate.Metric):
+    def _info(self):
+        assert self.config_name == "multilabel", "a metric over lists"
+        column = datasets.Sequence(datasets.Value("int32"))
+        return evaluate.MetricInfo(
+            description="", citation="", inputs_description="",
+            features=datasets.Features({{"predictions": column, "references": column}}),
+        )
+
+    def _compute(self, predictions, references):
+        {body}
+"""
+
+
+def test_rows_of_several_labels_are_given_as_lists_of_zero_and_one(script, tmp_path: Path) -> None:
+    path = tmp_path / "labels_right.py"
+    body = "return {'labels_right': sum(list(p) == list(r) for p, r in zip(predictions, references)) / len(references)}"
+    path.write_text(LISTS.format(name="LabelsRight", body=body))
+    several, metric = EVALUATIONS["multi_label"], f"evaluate:{path}"
+    several.check_metrics([metric, "f1_micro"], classes=2)
+    logits = np.array([[1.0, -1], [2, -0.5], [-1, -1]])
+    assert several.measure([metric], logits, MATRIX) == {metric: pytest.approx(2 / 3)}
+    assert several.evaluate(logits, MATRIX, ["a", "b"], [metric])[metric] == {
+        "value": pytest.approx(2 / 3),
+        "low": None,
+        "high": None,
+    }
+
+
+def test_a_metric_of_single_labels_is_refused_for_several_and_for_numbers(script) -> None:
+    metric = script("return {'share_right': 1.0}")
+    with pytest.raises(RecipeError, match="cannot score rows of 0 and 1, one for each label as it stands: "):
+        EVALUATIONS["multi_label"].check_metrics([metric], classes=3)
+    with pytest.raises(RecipeError, match="cannot score numbers: it takes int64; declare its columns as float32"):
+        EVALUATIONS["regression"].check_metrics([metric])
+
+
+def test_numbers_are_given_as_they_are(script, tmp_path: Path) -> None:
+    path = tmp_path / "share_right.py"
+    script("return {'share_right': max(abs(p - r) for p, r in zip(predictions, references))}")
+    path.write_text(path.read_text().replace("int64", "float64"))
+    numbers, metric = EVALUATIONS["regression"], f"evaluate:{path}"
+    numbers.check_metrics([metric, "mae"])
+    answers, labels = np.array([[0.5], [2.0]], dtype=np.float32), np.array([0.25, 4.0], dtype=np.float32)
+    assert numbers.measure([metric], answers, labels) == {metric: 2.0}
+    assert numbers.evaluate(answers, labels, (), [metric])[metric]["low"] is None
+
+
+def test_a_hub_metric_offline_offers_the_built_in_metrics_of_the_target(
+    evaluate_library: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(RecipeError, match=r"use a built-in metric \(mae, rmse, r2, pearson, spearman, loss\)"):
+        EVALUATIONS["regression"].check_metrics(["evaluate:mse"])

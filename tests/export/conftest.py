@@ -9,6 +9,7 @@ import pytest
 from tiny_encoders import MAX_LENGTH, WORDS, Setting, build
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
+from finetune.export import text
 from finetune.export.onnx import evaluating, export_onnx
 from finetune.export.parity import predict_rows
 from finetune.export.stages import torch_predict
@@ -48,5 +49,5 @@ def setting(encoder: TextEncoder, rows: list[Encoded], tmp_path_factory: pytest.
     with evaluating(model):
         logits = predict_rows(torch_predict(model), encoder, rows, 16)
     path = folder / "onnx" / "model.onnx"
-    export_onnx(model, encoder.collate(rows[:2]), path, max_length=MAX_LENGTH)
+    export_onnx(model, encoder.collate(rows[:2]), path, axes=text.axes(encoder))
     return Setting(model, folder / "model", encoder, rows, logits.argmax(axis=1), logits, path)

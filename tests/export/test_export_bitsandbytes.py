@@ -3,21 +3,18 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tiny_encoders import Setting
+from tiny_encoders import Setting, judge
 
 from finetune.errors import ExportError
 from finetune.export import bnb
 from finetune.export.choose import Yardstick
+from finetune.export.kinds import EXPORTS
 
 pytest.importorskip("bitsandbytes")
 
 
-def accuracy(logits: np.ndarray, labels: np.ndarray) -> float:
-    return float((logits.argmax(axis=1) == labels).mean())
-
-
 def yardstick(setting: Setting) -> Yardstick:
-    return Yardstick(setting.encoder, setting.rows, setting.labels, accuracy, True)
+    return Yardstick(setting.encoder, setting.rows, setting.labels, judge(), EXPORTS["text"])
 
 
 def test_row_is_measured_smaller_than_fp32_close_to_it_and_silent(

@@ -12,10 +12,13 @@ from torch import nn
 from finetune.errors import ExportError
 from finetune.export import onnx as export_module
 from finetune.export.onnx import OPSET, evaluating, export_onnx
-from finetune.export.parity import check_shapes, shape_examples
+from finetune.export.parity import check_shapes
 from finetune.export.stages import torch_predict
+from finetune.export.text import shape_examples
 from finetune.preprocess import Encoded, TextEncoder
 from finetune.runtime import open_session, run_logits
+
+AXES = {0: ("batch", 65536), 1: ("length", MAX_LENGTH)}
 
 
 def worst_difference(model: nn.Module, path: Path, encoder: TextEncoder, rows: list[Encoded]) -> float:
@@ -25,7 +28,7 @@ def worst_difference(model: nn.Module, path: Path, encoder: TextEncoder, rows: l
         {"input_ids": np.full(shape, 7, dtype=np.int64), "attention_mask": np.ones(shape, dtype=np.int64)}
         for shape in shapes
     ]
-    examples = [*plain, *shape_examples(encoder, rows, MAX_LENGTH, minimal=2)]
+    examples = [*plain, *shape_examples(encoder, rows)]
     with evaluating(model):
         return check_shapes(torch_predict(model), lambda batch: run_logits(session, batch), examples)
 
@@ -39,7 +42,7 @@ def test_other_encoders_export_and_equal_torch_at_every_shape(
     architecture: str, encoder: TextEncoder, rows: list[Encoded], tmp_path: Path
 ) -> None:
     model = build(architecture)
-    export_onnx(model, encoder.collate(rows[:2]), tmp_path / "model.onnx", max_length=MAX_LENGTH)
+    export_onnx(model, encoder.collate(rows[:2]), tmp_path / "model.onnx", axes=AXES)
     assert worst_difference(model, tmp_path / "model.onnx", encoder, rows) < 1e-5
 
 
@@ -53,7 +56,7 @@ def test_export_is_silent_and_leaves_the_model_as_it_was(
     attention = model.config._attn_implementation
     level = logging.getLogger("torch.onnx").level
     with caplog.at_level(logging.WARNING):
-        export_onnx(model, setting.encoder.collate(setting.rows[:2]), tmp_path / "m.onnx", max_length=MAX_LENGTH)
+        export_onnx(model, setting.encoder.collate(setting.rows[:2]), tmp_path / "m.onnx", axes=AXES)
     assert capfd.readouterr() == ("", "")
     assert caplog.records == []
     assert {name: module.training for name, module in model.named_modules()} == modes
@@ -103,18 +106,18 @@ def test_model_that_cannot_be_traced_is_an_export_error_naming_it(setting: Setti
             return torch.from_numpy(np.asarray(input_ids.tolist(), dtype=np.float32)) * self.weight
 
     with pytest.raises(ExportError, match="Untraceable cannot be exported") as caught:
-        export_onnx(Untraceable(), setting.encoder.collate(setting.rows[:2]), tmp_path / "m.onnx", max_length=24)
+        export_onnx(Untraceable(), setting.encoder.collate(setting.rows[:2]), tmp_path / "m.onnx", axes=AXES)
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "m.onnx").exists()
 
 
 def test_single_row_as_example_is_refused(setting: Setting, tmp_path: Path) -> None:
     with pytest.raises(ExportError, match=r"at least \(2, 2\)"):
-        export_onnx(setting.model, setting.encoder.collate(setting.rows[:1]), tmp_path / "m.onnx", max_length=24)
+        export_onnx(setting.model, setting.encoder.collate(setting.rows[:1]), tmp_path / "m.onnx", axes=AXES)
 
 
 def test_further_outputs_are_refused(setting: Setting, tmp_path: Path) -> None:
     model: Any = build("bert")
     model.config.output_hidden_states = True
     with pytest.raises(ExportError, match="switch hidden states"):
-        export_onnx(model, setting.encoder.collate(setting.rows[:2]), tmp_path / "m.onnx", max_length=MAX_LENGTH)
+        export_onnx(model, setting.encoder.collate(setting.rows[:2]), tmp_path / "m.onnx", axes=AXES)

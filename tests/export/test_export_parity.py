@@ -11,14 +11,12 @@ from finetune.export.parity import (
     Logits,
     batch_invariant,
     check_shapes,
-    compare_logits,
+    differences,
     measure_latency,
     measure_speed,
     predict_rows,
-    row_by_row,
-    shape_examples,
-    spread_rows,
 )
+from finetune.export.text import row_by_row, shape_examples, spread_rows
 from finetune.preprocess import Encoded, TextEncoder, TextPreprocess
 
 
@@ -33,17 +31,17 @@ def neighbourly_answer(batch: Batch) -> Logits:
     return own_answer(batch) + np.float32(batch["input_ids"].shape[1])
 
 
-def test_compare_logits_counts_labels_and_measures_distance() -> None:
+def test_differences_measures_distance() -> None:
     reference = np.array([[1.0, 0.0], [0.0, 2.0], [3.0, 0.0], [0.0, 1.0]], dtype=np.float32)
     other = np.array([[1.0, 0.5], [0.0, 2.0], [0.0, 1.0], [0.0, 1.0]], dtype=np.float32)
-    assert compare_logits(reference, other) == {"agreement": 0.75, "max_abs_diff": 3.0, "mean_abs_diff": 4.5 / 8}
+    assert differences(reference, other) == {"max_abs_diff": 3.0, "mean_abs_diff": 4.5 / 8}
 
 
-def test_compare_logits_refuses_different_shapes_and_nothing() -> None:
+def test_differences_refuses_different_shapes_and_nothing() -> None:
     with pytest.raises(ValueError, match="cannot be compared"):
-        compare_logits(np.zeros((2, 3), np.float32), np.zeros((2, 2), np.float32))
+        differences(np.zeros((2, 3), np.float32), np.zeros((2, 2), np.float32))
     with pytest.raises(ValueError, match="cannot be compared"):
-        compare_logits(np.zeros((0, 3), np.float32), np.zeros((0, 3), np.float32))
+        differences(np.zeros((0, 3), np.float32), np.zeros((0, 3), np.float32))
 
 
 @settings(deadline=None)
@@ -84,26 +82,28 @@ def test_batch_invariance_is_measured(encoder: TextEncoder, rows: list[Encoded])
 
 
 def test_shape_examples_reach_the_shortest_and_the_longest_input(encoder: TextEncoder, rows: list[Encoded]) -> None:
-    shapes = [batch["input_ids"].shape for batch in shape_examples(encoder, rows, MAX_LENGTH, minimal=2)]
+    shapes = [batch["input_ids"].shape for batch in shape_examples(encoder, rows)]
     assert shapes == [(1, 2), (1, 8), (3, 8), (1, MAX_LENGTH), (2, MAX_LENGTH)]
-    ragged = shape_examples(encoder, rows, MAX_LENGTH, minimal=2)[2]["attention_mask"].sum(axis=1)
+    ragged = shape_examples(encoder, rows)[2]["attention_mask"].sum(axis=1)
     assert ragged.tolist() == [2, 8, 3]
 
 
 def test_check_shapes_reports_the_worst_and_never_hides_nan(encoder: TextEncoder, rows: list[Encoded]) -> None:
-    examples = shape_examples(encoder, rows, MAX_LENGTH, minimal=2)
+    examples = shape_examples(encoder, rows)
     assert check_shapes(own_answer, own_answer, examples) == 0
     assert check_shapes(own_answer, neighbourly_answer, examples) == MAX_LENGTH
     broken = lambda batch: own_answer(batch) * np.float32("nan")  # noqa: E731
     assert check_shapes(own_answer, broken, examples) == float("inf")
 
 
-def test_spread_rows_covers_all_lengths_and_repeats_when_there_are_few(rows: list[Encoded]) -> None:
-    lengths = sorted(len(row.ids) for row in spread_rows(rows, 6))
+def test_spread_rows_covers_all_lengths_and_repeats_when_there_are_few(
+    encoder: TextEncoder, rows: list[Encoded]
+) -> None:
+    lengths = sorted(len(row.ids) for row in spread_rows(encoder, rows, 6))
     assert lengths[0] < 8
     assert lengths[-1] == MAX_LENGTH
-    assert len(spread_rows(rows[:2], 32)) == 32
-    assert spread_rows(rows, 6) == spread_rows(rows, 6)
+    assert len(spread_rows(encoder, rows[:2], 32)) == 32
+    assert spread_rows(encoder, rows, 6) == spread_rows(encoder, rows, 6)
 
 
 def test_latency_is_the_median_of_turns_taken_together(encoder: TextEncoder, rows: list[Encoded]) -> None:

@@ -9,15 +9,14 @@ from onnx import TensorProto, helper, numpy_helper
 from tiny_encoders import Setting
 
 from finetune.errors import ExportError
+from finetune.export.graph import head_layers, weight_layers
 from finetune.export.parity import predict_rows
 from finetune.export.quantize import (
     Candidate,
     candidates,
-    head_layers,
     quantize_dynamic_int8,
     quantize_embeddings,
     sparing,
-    weight_layers,
 )
 from finetune.hardware import INT8_TARGETS
 from finetune.runtime import open_session, run_logits

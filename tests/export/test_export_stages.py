@@ -6,11 +6,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tiny_encoders import Setting
+from tiny_encoders import Setting, judge
 
 from finetune.errors import ExportError, GateError
-from finetune.export import ExportResult, choose, export_all, stages
-from finetune.export.choose import Form, Limits, Trial, Yardstick, most_sensitive_layer, open_form
+from finetune.export import EXPORTS, ExportPlan, ExportResult, choose, dynamic, export_all, stages
+from finetune.export.choose import Form, Limits, Trial, Yardstick, open_form
+from finetune.export.dynamic import most_sensitive_layer
 from finetune.export.parity import predict_rows
 from finetune.export.quantize import candidates
 from finetune.export.verdict import decide, pick
@@ -21,15 +22,11 @@ NATIVE = int8_target(cpu().flags)
 FOREIGN = "arm64" if NATIVE != "arm64" else "vnni"
 
 
-def accuracy(logits: np.ndarray, labels: np.ndarray) -> float:
-    return float((logits.argmax(axis=1) == labels).mean())
-
-
 @pytest.fixture
 def ready(setting: Setting, monkeypatch: pytest.MonkeyPatch) -> Setting:
     """Exporting is replaced by a copy of the exported file, and measuring speed by two calls, to save time."""
 
-    def copy(model: object, examples: object, path: Path, *, max_length: int) -> None:
+    def copy(model: object, examples: object, path: Path, *, axes: object) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(setting.onnx, path)
 
@@ -50,19 +47,15 @@ def set_speeds(monkeypatch: pytest.MonkeyPatch, default: float, **latency: float
 
 
 def run(setting: Setting, folder: Path, **changes: Any) -> ExportResult:
+    """Export with `changes` to the plan, to the judge (score, higher_is_better) and to export_all's own arguments."""
     folder.mkdir(parents=True, exist_ok=True)
+    plan = {"int8_max_drop": 0.2, "int8_min_agreement": 0.7}
+    plan |= {key: changes.pop(key) for key in list(changes) if key in ExportPlan.__dataclass_fields__}
     values: dict[str, Any] = {
+        "kind": EXPORTS["text"],
+        "plan": ExportPlan(**plan),  # type: ignore[arg-type]
+        "judge": judge(**{key: changes.pop(key) for key in ("score", "higher_is_better") if key in changes}),
         "torch_logits": setting.logits,
-        "metric": "accuracy",
-        "score": accuracy,
-        "higher_is_better": True,
-        "tolerance": 1e-4,
-        "max_drop": 0.01,
-        "int8_mode": "auto",
-        "int8_cpu": "native",
-        "int8_max_drop": 0.2,
-        "int8_min_agreement": 0.7,
-        "bitsandbytes": False,
         "model_folder": setting.model_folder,
         "progress": lambda line: None,
     }
@@ -137,7 +130,7 @@ def test_a_metric_that_falls_when_better_is_gated_the_right_way(ready: Setting, 
         return 1.0 if logits is ready.logits else 0.9
 
     run(ready, tmp_path / "better", score=loss, higher_is_better=False)
-    with pytest.raises(GateError, match="falls by"):
+    with pytest.raises(GateError, match="worsens by"):
         run(ready, tmp_path / "worse", score=lambda logits, labels: -loss(logits, labels), higher_is_better=False)
 
 
@@ -207,14 +200,14 @@ def test_agreement_is_gated_apart_from_the_metric(ready: Setting, tmp_path: Path
 def test_a_candidate_that_cannot_be_loaded_is_reported_and_another_serves(
     ready: Setting, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = choose.quantize_dynamic_int8
+    real = dynamic.quantize_dynamic_int8
 
     def first_is_broken(fp32: Path, out: Path, candidate: Any) -> None:
         real(fp32, out, candidate)
         if candidate == candidates(NATIVE)[0]:
             out.write_bytes(b"no model")
 
-    monkeypatch.setattr(choose, "quantize_dynamic_int8", first_is_broken)
+    monkeypatch.setattr(dynamic, "quantize_dynamic_int8", first_is_broken)
     report: Any = run(ready, tmp_path).report
     broken, other = report["candidates"]
     assert broken["passed"] is False
@@ -229,7 +222,7 @@ def test_int8_without_any_buildable_candidate_serves_fp32_with_the_reasons(
     def refuse(fp32: Path, out: Path, candidate: Any) -> None:
         raise ExportError("an operator is unknown")
 
-    monkeypatch.setattr(choose, "quantize_dynamic_int8", refuse)
+    monkeypatch.setattr(dynamic, "quantize_dynamic_int8", refuse)
     report: Any = run(ready, tmp_path).report
     assert report["int8"] is None
     assert "no int8 candidate could be built" in report["served_reason"]
@@ -285,7 +278,8 @@ def test_pick_without_speed_goes_by_quality_then_size() -> None:
 
 def test_decision_names_ratio_and_size() -> None:
     speeds = {name: {"latency_ms": {"1": ms}} for name, ms in {"onnx": 3.0, "a": 2.0}.items()}
-    choice = decide([trial("a", size=25)], form("onnx", 100), speeds, Limits(0.01, 0.97), target="avx2", native="avx2")
+    limits = Limits(0.01, 0.97)
+    choice = decide([trial("a", size=25)], form("onnx", 100), speeds, limits, judge(), target="avx2", native="avx2")
     assert choice.served
     assert choice.reason == (
         "int8 (a) is served: it passes the quality gates, is 1.50 times as fast as fp32 ONNX at batch 1, and has 25% of the size."
@@ -295,9 +289,9 @@ def test_decision_names_ratio_and_size() -> None:
 def test_most_sensitive_layer_is_the_one_that_moves_the_logits_most(
     ready: Setting, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    yardstick = Yardstick(ready.encoder, ready.rows, ready.labels, accuracy, True)
+    yardstick = Yardstick(ready.encoder, ready.rows, ready.labels, judge(), EXPORTS["text"])
     fp32 = open_form("fp32", ready.onnx, yardstick)
-    real = choose.quantize_dynamic_int8
+    real = dynamic.quantize_dynamic_int8
 
     def second_block_is_bad(fp32_path: Path, out: Path, candidate: Any) -> None:
         real(fp32_path, out, candidate)
@@ -309,5 +303,5 @@ def test_most_sensitive_layer_is_the_one_that_moves_the_logits_most(
             scale.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(scale) * 9, scale.name))
             onnx.save(proto, str(out))
 
-    monkeypatch.setattr(choose, "quantize_dynamic_int8", second_block_is_bad)
+    monkeypatch.setattr(dynamic, "quantize_dynamic_int8", second_block_is_bad)
     assert most_sensitive_layer(fp32, candidates("avx2")[0], tmp_path, yardstick, rows=4) == "bert.encoder.layer.1"

@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from finetune.export.judge import Judge
 from finetune.preprocess import Encoded, TextEncoder
 
 WORDS = [f"w{index}" for index in range(1200)]
@@ -52,3 +53,17 @@ class Setting:
     labels: NDArray[np.int64]
     logits: NDArray[np.float32]
     onnx: Path
+
+
+def accuracy(logits: NDArray[np.float32], labels: NDArray[np.int64]) -> float:
+    return float((logits.argmax(axis=1) == labels).mean())
+
+
+def same_label(reference: NDArray[np.float32], other: NDArray[np.float32], labels: NDArray[np.int64]) -> float:
+    return float((reference.argmax(axis=1) == other.argmax(axis=1)).mean())
+
+
+def judge(score: Callable[..., float] = accuracy, higher_is_better: bool = True, metric: str = "accuracy") -> Judge:
+    """Accuracy and equal labels, or another score in its place."""
+    sign = 1 if higher_is_better else -1
+    return Judge(metric, score, higher_is_better, same_label, lambda before, after, labels: sign * (before - after))

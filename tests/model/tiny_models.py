@@ -163,6 +163,8 @@ def load(folder: Path, *, name: str = "bert", **changes: Any) -> TransferModel:
     arguments: dict[str, Any] = {
         "labels": LABELS,
         "auto_class": "AutoModelForSequenceClassification",
+        "problem_type": "single_label_classification",
+        "outputs": len(LABELS),
         "dropout": None,
         "seed": 0,
         "pad_token_id": ARCHITECTURES[name].pad_token_id,

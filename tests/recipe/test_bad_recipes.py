@@ -44,9 +44,9 @@ MISTAKES = {
     "key of another section": (
         "  batch_size: 32",
         "  max_length: 64",
-        ":13: train.max_length: unknown key; valid names: accumulation, batch_size, bucket_by_length, "
+        ":13: train.max_length: unknown key; valid names: accumulation, augment, batch_size, bucket_by_length, "
         "checkpoint_every_steps, class_weights, clip_norm, device, eval_batch_size, label_smoothing, optimizer, "
-        "precision, schedule, tensorboard, warmup, weight_decay",
+        "precision, schedule, tensorboard, warmup, weight_decay, workers",
     ),
     "word for a number": (
         "2e-4",
@@ -103,12 +103,19 @@ MISTAKES = {
     "unknown task": (
         "task: text_classification",
         "task: sentiment",
-        ":2: task: expected 'text_classification', found the string 'sentiment'",
+        ":2: task: expected one of 'text_classification', 'text_multi_label_classification', "
+        "'text_regression', 'image_classification', 'image_multi_label_classification', 'image_regression', "
+        "found the string 'sentiment'",
+    ),
+    "key for another kind of input": (
+        "  batch_size: 32",
+        "  batch_size: 32\n  augment: {vertical_flip: 0.5}",
+        ":14: train.augment: it is for image tasks, and task is text_classification; remove it",
     ),
     "unknown metric": (
         "metric: accuracy",
         "metric: acuracy",
-        ":15: evaluation.metric: unknown metric 'acuracy'; did you mean 'accuracy'?",
+        ":15: evaluation.metric: unknown metric 'acuracy' for text_classification; did you mean 'accuracy'?",
     ),
     "missing section": (
         "license:\n  use: research\n",

@@ -1,11 +1,14 @@
 from __future__ import annotations
 
+import json
+import re
 from typing import Any
 
 import pytest
 from pydantic import ValidationError
 
-from finetune.recipe import EvaluationSettings, Recipe, SplitSettings
+from finetune.recipe import AugmentSettings, Recipe, SplitSettings
+from finetune.recipe.task_names import DEFAULT_METRIC, METRICS, MODALITY_AND_TARGET
 
 RECIPE: dict[str, Any] = {
     "name": "a",
@@ -55,11 +58,51 @@ def test_recipes_are_frozen() -> None:
 
 
 def test_a_reported_metric_is_built_in_or_from_the_evaluate_library() -> None:
-    assert EvaluationSettings(metrics=("accuracy", "evaluate:./mine"))
+    assert Recipe(**RECIPE, evaluation={"metrics": ("accuracy", "evaluate:./mine")})
     with pytest.raises(ValidationError, match="did you mean 'f1_macro'"):
-        EvaluationSettings(metrics=("f1-macro",))
+        Recipe(**RECIPE, evaluation={"metrics": ("f1-macro",)})
     with pytest.raises(ValidationError, match="unknown metric"):
-        EvaluationSettings(metric="evaluate:accuracy")
+        Recipe(**RECIPE, evaluation={"metric": "evaluate:accuracy"})
+
+
+@pytest.mark.parametrize("task", MODALITY_AND_TARGET)
+def test_every_task_has_metrics_of_its_own_by_default(task: str) -> None:
+    recipe = Recipe(**{**RECIPE, "task": task})
+    _, target = MODALITY_AND_TARGET[task]
+    assert recipe.evaluation.metric == DEFAULT_METRIC[target]
+    assert set(recipe.evaluation.metrics) <= set(METRICS[target])
+
+
+@pytest.mark.parametrize(
+    ("task", "section", "sentence"),
+    [
+        ("image_classification", {"data": {"source": "d", "max_length": 64}}, "data.max_length: it is for text tasks"),
+        ("text_classification", {"data": {"source": "d", "image_size": 64}}, "data.image_size: it is for image tasks"),
+        ("text_regression", {"train": {"augment": {"mixup": 0.2}}}, "train.augment: it is for image tasks"),
+        (
+            "image_regression",
+            {"train": {"label_smoothing": 0.1}},
+            "train.label_smoothing: it is for single-label or multi",
+        ),
+        ("image_regression", {"train": {"augment": {"cutmix": 0.2}}}, "train.augment.cutmix: it mixes labels by area"),
+        ("text_classification", {"data": {"source": "d", "label_columns": ["a", "b"]}}, "it is for multi-label tasks"),
+        ("image_regression", {"evaluation": {"metric": "accuracy"}}, "unknown metric 'accuracy' for image_regression"),
+    ],
+)
+def test_a_key_of_another_kind_of_task_is_refused(task: str, section: dict[str, object], sentence: str) -> None:
+    written = {**RECIPE, "task": task, **section}
+    with pytest.raises(ValidationError, match=re.escape(sentence)):
+        Recipe.model_validate_json(json.dumps(written))
+
+
+def test_a_key_of_another_kind_of_task_may_hold_its_default() -> None:
+    assert Recipe(**{**RECIPE, "task": "image_regression", "train": {"label_smoothing": 0.0}})
+
+
+def test_a_random_crop_needs_two_rising_shares() -> None:
+    for shares, sentence in (((0.9, 0.5), "must not be above"), ((0.5,), "at least 2"), ((0.0, 1.0), "greater than 0")):
+        with pytest.raises(ValidationError, match=sentence):
+            AugmentSettings(random_resized_crop=shares)
 
 
 def test_a_decoupled_pull_may_not_jump_past_the_anchor() -> None:

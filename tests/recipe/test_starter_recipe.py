@@ -194,3 +194,37 @@ def test_any_table_ends_in_a_recipe_that_loads_or_in_a_data_error(tmp_path: Path
     except DataError:
         return
     assert load(tmp_path, text).data.source == str(data)
+
+
+def test_a_folder_of_pictures_becomes_an_image_recipe(tmp_path: Path) -> None:
+    for label in ("cat", "dog"):
+        (tmp_path / "pets" / label).mkdir(parents=True)
+        (tmp_path / "pets" / label / "1.JPG").touch()
+    recipe = load(tmp_path, starter_recipe(str(tmp_path / "pets")))
+    assert (recipe.task, recipe.data.format, recipe.backbone.name) == (
+        "image_classification", "folder", "timm/efficientnet_b0.ra_in1k",
+    )  # fmt: skip
+
+
+def test_a_table_of_picture_paths_becomes_an_image_recipe(tmp_path: Path) -> None:
+    rows = [("a/1.png", "a long description of what is to be seen", "cat"), ("a/2.png", "another one", "dog")] * 3
+    recipe = load(tmp_path, starter_recipe(str(write_csv(tmp_path / "pets.csv", "where,words,kind", rows))))
+    assert (recipe.task, recipe.data.image_column, recipe.data.label_column) == (
+        "image_classification",
+        "where",
+        "kind",
+    )
+
+
+def test_the_text_beside_a_picture_can_be_asked_for(tmp_path: Path) -> None:
+    rows = [("a/1.png", "a long description of what is to be seen", "cat"), ("a/2.png", "another one", "dog")] * 3
+    table = write_csv(tmp_path / "pets.csv", "where,words,kind", rows)
+    recipe = load(tmp_path, starter_recipe(str(table), text_column="words"))
+    assert (recipe.task, recipe.data.text_column) == ("text_classification", "words")
+
+
+def test_encoded_pictures_in_parquet_become_an_image_recipe(tmp_path: Path) -> None:
+    table = pyarrow.table({"image": [{"bytes": b"x", "path": None}] * 4, "label": [0, 1, 0, 1]})
+    pyarrow.parquet.write_table(table, tmp_path / "p.parquet")
+    recipe = load(tmp_path, starter_recipe(str(tmp_path / "p.parquet")))
+    assert (recipe.task, recipe.data.image_column) == ("image_classification", "image")

@@ -1,4 +1,4 @@
-"""A real, tiny bundle: a word-level tokenizer and an ONNX classifier that sums one weight vector per word."""
+"""Real, tiny bundles: an ONNX classifier that sums one weight vector per word, and one that weighs a picture's colours."""
 
 from __future__ import annotations
 
@@ -13,8 +13,17 @@ from onnx import TensorProto, helper, numpy_helper
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 
 from finetune.bundle import publish, seal, start, write_json, write_preprocessing
-from finetune.preprocess import TextPreprocess
+from finetune.preprocess import ImagePreprocess, TextPreprocess
 
+TEXT = TextPreprocess(12, ("input_ids", "attention_mask"), pad_token_id=0)
+IMAGE = ImagePreprocess(
+    crop=(8, 6), resize=(10, 8), resize_mode="squash", mean=(0.4, 0.5, 0.6), std=(0.2, 0.25, 0.3), max_pixels=40_000
+)
+TARGET_LABELS = {
+    "single_label": ["business", "politics", "sport"],
+    "multi_label": ["business", "politics", "sport"],
+    "regression": [],
+}
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "ball", "goal", "bank", "money", "the", "vote"]
 LABELS = ["business", "politics", "sport"]
 WEIGHTS = {
@@ -38,7 +47,7 @@ def write_tokenizer(path: Path) -> None:
     tokenizer.save(str(path))
 
 
-def write_onnx(path: Path, *, leaky: bool = False, scale: float = 1.0) -> None:
+def write_onnx(path: Path, *, leaky: bool = False, scale: float = 1.0, outputs: int = 3) -> None:
     """Mean of the masked words' weights. A leaky model adds the mean over the batch: neighbours change an answer."""
     table = np.zeros((len(WORDS), len(LABELS)), dtype=np.float32)
     for word, weights in WEIGHTS.items():
@@ -61,9 +70,9 @@ def write_onnx(path: Path, *, leaky: bool = False, scale: float = 1.0) -> None:
             helper.make_tensor_value_info(name, TensorProto.INT64, ["batch", "length"])
             for name in ("input_ids", "attention_mask")
         ],
-        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", len(LABELS)])],
+        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", outputs])],
         [
-            numpy_helper.from_array(table, "table"),
+            numpy_helper.from_array(table[:, :outputs], "table"),
             numpy_helper.from_array(np.array([-1]), "last"),
             numpy_helper.from_array(np.array([1]), "length_axis"),
         ],
@@ -73,35 +82,75 @@ def write_onnx(path: Path, *, leaky: bool = False, scale: float = 1.0) -> None:
     onnx.save(model, path)
 
 
+def write_image_onnx(path: Path, *, leaky: bool = False, outputs: int = 3) -> None:
+    """A picture's mean colour times a square matrix: the first output grows with red, the second with green."""
+    height, width = IMAGE.size
+    nodes = [
+        helper.make_node("GlobalAveragePool", ["pixel_values"], ["pooled"]),
+        helper.make_node("Flatten", ["pooled"], ["colours"]),
+        helper.make_node("Gemm", ["colours", "weights", "bias"], ["own"]),
+        helper.make_node("ReduceMean", ["own"], ["batch_mean"], axes=[0], keepdims=1),
+        helper.make_node("Add" if leaky else "Identity", ["own", "batch_mean"] if leaky else ["own"], ["logits"]),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "mean_colour",
+        [helper.make_tensor_value_info("pixel_values", TensorProto.FLOAT, ["batch", 3, height, width])],
+        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", outputs])],
+        [
+            numpy_helper.from_array(np.eye(3, dtype=np.float32)[:, :outputs], "weights"),
+            numpy_helper.from_array(np.array([0.0, 0.1, 0.2], dtype=np.float32)[:outputs], "bias"),
+        ],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+    onnx.checker.check_model(model)
+    onnx.save(model, path)
+
+
 @pytest.fixture(scope="session")
 def make_bundle(tmp_path_factory) -> Callable[..., Path]:
-    """make_bundle(batch_invariant=…, leaky=…, …) -> path of a new bundle."""
+    """make_bundle(batch_invariant=…, leaky=…, …) -> path of a new bundle of texts, or of images with image=True."""
 
     def make(
         *,
+        image: bool = False,
+        target: str = "single_label",
         batch_invariant: bool = True,
         leaky: bool = False,
         int8: bool = False,
         temperature: float = 1.0,
-        labels: list[str] = LABELS,
+        interval: float | None = None,
+        labels: list[str] | None = None,
         **facts,
     ) -> Path:
-        target = tmp_path_factory.mktemp("exports") / "run"
-        partial = start(target)
+        labels = TARGET_LABELS[target] if labels is None else labels
+        outputs = 1 if target == "regression" else len(LABELS)
+        path = tmp_path_factory.mktemp("exports") / "run"
+        partial = start(path)
         (partial / "onnx").mkdir()
-        write_onnx(partial / "onnx/model.onnx", leaky=leaky)
+        if image:
+            write_image_onnx(partial / "onnx/model.onnx", leaky=leaky, outputs=outputs)
+        else:
+            write_onnx(partial / "onnx/model.onnx", leaky=leaky, outputs=outputs)
+            write_tokenizer(partial / "tokenizer.json")
         if int8:
             write_onnx(partial / "onnx/model.int8.onnx", leaky=leaky, scale=0.5)
-        write_tokenizer(partial / "tokenizer.json")
         write_json(partial / "labels.json", labels)
-        write_preprocessing(partial, TextPreprocess(12, ("input_ids", "attention_mask"), pad_token_id=0), temperature)
+        write_preprocessing(
+            partial,
+            task=f"{'image' if image else 'text'}_classification",
+            target=target,
+            preprocess=IMAGE if image else TEXT,
+            temperature=temperature,
+            interval=interval,
+        )
         write_json(
             partial / "report.json",
             {"format": 1, "export": {"onnx": {"batch_invariant": True}, "int8": {"batch_invariant": False}}},
         )
         seal(partial, {"name": "tiny", "served": "onnx/model.onnx", "batch_invariant": batch_invariant} | facts)
-        publish(partial, target)
-        return target
+        publish(partial, path)
+        return path
 
     return make
 
@@ -109,6 +158,11 @@ def make_bundle(tmp_path_factory) -> Callable[..., Path]:
 @pytest.fixture(scope="session")
 def bundle(make_bundle) -> Path:
     return make_bundle()
+
+
+@pytest.fixture(scope="session")
+def image_bundle(make_bundle) -> Path:
+    return make_bundle(image=True)
 
 
 @pytest.fixture(scope="session")

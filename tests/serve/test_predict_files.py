@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from finetune.errors import BundleError, DataError
-from finetune.serve import Predictor, predict_file
+from finetune.serve import Outcome, Predictor, predict_file
 
 ROWS = [
     {"id": "1", "text": "ball, goal"},
@@ -68,7 +68,7 @@ def left_over(folder: Path, *known: str) -> list[str]:
 def test_every_format_in_and_out_keeps_the_columns_and_adds_the_answers(predictor, tmp_path, source, target):
     given_file = write_rows(tmp_path / f"in{source}", ROWS)
     out = tmp_path / f"out{target}"
-    assert predict_file(predictor, given_file, out, batch_size=1) == len(ROWS)
+    assert predict_file(predictor, given_file, out, batch_size=1) == Outcome(len(ROWS))
     rows = read_rows(out)
     answers = predictor.predict([row["text"] for row in ROWS], batch_size=1)
     assert [{name: row[name] for name in ("id", "text")} for row in rows] == ROWS
@@ -82,7 +82,7 @@ def test_every_format_in_and_out_keeps_the_columns_and_adds_the_answers(predicto
 
 def test_plain_text_is_a_text_a_line_and_gives_a_label_a_line(predictor, tmp_path):
     (tmp_path / "in.txt").write_text("ball\n\nmoney\nvote", encoding="utf-8")
-    assert predict_file(predictor, tmp_path / "in.txt", tmp_path / "out.txt", text_column="ignored") == 4
+    assert predict_file(predictor, tmp_path / "in.txt", tmp_path / "out.txt", text_column="ignored") == Outcome(4)
     answers = [answer.label for answer in predictor.predict(["ball", "", "money", "vote"])]
     assert (tmp_path / "out.txt").read_text() == "".join(f"{label}\n" for label in answers)
     assert answers[0] == "sport"
@@ -136,22 +136,22 @@ def test_any_text_comes_back_as_it_went_in(predictor, tmp_path, texts, suffix):
 
 def test_a_byte_order_mark_and_windows_line_ends_are_read(predictor, tmp_path):
     (tmp_path / "in.csv").write_bytes("\ufefftext,id\r\nball,1\r\n\r\nmoney,2\r\n".encode())
-    assert predict_file(predictor, tmp_path / "in.csv", tmp_path / "out.csv") == 2
+    assert predict_file(predictor, tmp_path / "in.csv", tmp_path / "out.csv") == Outcome(2)
     assert [row["label"] for row in read_rows(tmp_path / "out.csv")] == ["sport", "business"]
 
 
 def test_rows_are_read_a_chunk_at_a_time(predictor, tmp_path, monkeypatch):
     """No call to the model sees more than a chunk, and progress is told after each."""
     seen, told = [], []
-    real = Predictor.predict
+    real = Predictor.attempt
     monkeypatch.setattr(
-        Predictor, "predict", lambda self, texts, size: seen.append(len(texts)) or real(self, texts, size)
+        Predictor, "attempt", lambda self, texts, size: seen.append(len(texts)) or real(self, texts, size)
     )
     for suffix in (".csv", ".jsonl", ".parquet"):
         seen.clear()
         told.clear()
         given_file = write_rows(tmp_path / f"in{suffix}", [{"text": "ball"}] * 100)
-        assert predict_file(predictor, given_file, tmp_path / "out.csv", batch_size=2, progress=told.append) == 100
+        assert predict_file(predictor, given_file, tmp_path / "out.csv", batch_size=2, progress=told.append).rows == 100
         assert seen == [32, 32, 32, 4]
         assert told == [32, 64, 96, 100]
 

@@ -164,7 +164,7 @@ def test_bad_arguments_end_in_one_sentence(predictor, call, words):
 
 
 def test_a_model_of_another_size_than_the_labels_is_refused(make_bundle):
-    with pytest.raises(BundleError, match=r"gave \(1, 3\) numbers for 1 texts and 2 labels"):
+    with pytest.raises(BundleError, match=r"gave numbers of shape \(1, 3\) for 1 texts and 2 labels"):
         Predictor(make_bundle(labels=["a", "b"])).predict("ball")
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from picture_samples import picture_job
 from safetensors.torch import save_file
 from train_samples import rising, small_job, timeless, train
 
@@ -38,6 +39,16 @@ def noisy_job() -> Job:
     return small_job(batch_size=5, accumulation=2, l2sp=pull)
 
 
+def frozen_pictures() -> Job:
+    return rising(picture_job(rows=7, batch_size=4, batchnorm="freeze", optimizer="sgd"))
+
+
+def choosing_pictures() -> Job:
+    """Everything at once in which processes could come apart: BatchNorm that learns, a choice, a recalibration."""
+    transfer = {"unfreeze": "auto", "auto_groups": 2, "depth": "all"}
+    return picture_job(rows=16, batch_size=8, accumulation=2, batchnorm="recalibrate", transfer=transfer)
+
+
 def outcome(job: Job, folder: Path, **options: Any) -> dict[str, Any]:
     """What a run of this job came to, or the words it ended with."""
     try:
@@ -46,6 +57,7 @@ def outcome(job: Job, folder: Path, **options: Any) -> dict[str, Any]:
         return {"ended": f"{type(error).__name__}: {error}"}
     return {
         "prints": fingerprint(job.model.module), "history": timeless(result.history), "phases": timeless(result.phases),
+        "choice": result.choice, "batchnorm": result.batchnorm,
     }  # fmt: skip
 
 
@@ -56,9 +68,9 @@ def stop_at(rank: int, step: int, events: list[Event]) -> Any:
 
 def not_a_number_in_one_process() -> Job:
     job, calls = small_job(), itertools.count()
-    sums = job.task.loss_sums
+    sums = job.task.target.loss_sums
     spoiled = lambda *args: sums(*args) * (float("nan") if RANK == 1 and next(calls) == 8 else 1.0)  # noqa: E731
-    return replace(job, task=replace(job.task, loss_sums=spoiled))
+    return replace(job, task=replace(job.task, target=replace(job.task.target, loss_sums=spoiled)))
 
 
 def main(folder: Path) -> None:
@@ -74,6 +86,13 @@ def main(folder: Path) -> None:
         stopped = folder / f"stopped{number}"
         found[f"stopped {number}"] = outcome(noisy_job(), stopped, stop=stop_at(rank, step, events), events=events)
         found[f"resumed {number}"] = outcome(noisy_job(), stopped, resume=True)
+
+    # Of seven rows in steps of four, two processes have two and two, then two and one; frozen BatchNorm does not mind.
+    found["pictures frozen"] = outcome(frozen_pictures(), folder / "pictures frozen")
+    found["pictures"] = outcome(choosing_pictures(), folder / "pictures")
+    asked = itertools.count()
+    found["pictures stopped"] = outcome(choosing_pictures(), folder / "stopped pictures", stop=lambda: next(asked) == 5)
+    found["pictures resumed"] = outcome(choosing_pictures(), folder / "stopped pictures", resume=True)
 
     found["no number"] = outcome(not_a_number_in_one_process(), folder / "no number")
 

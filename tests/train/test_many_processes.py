@@ -42,7 +42,7 @@ def two(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict[str, 
 
 def test_replicas_are_equal_bit_for_bit_and_tell_the_same(two: tuple[Path, list[dict[str, Any]]]) -> None:
     _, (first, second) = two
-    for name in ("smooth", "noisy", "resumed 0", "resumed 1"):
+    for name in ("smooth", "noisy", "resumed 0", "resumed 1", "pictures frozen", "pictures", "pictures resumed"):
         assert "ended" not in first[name], first[name]
         assert first[name] == second[name], name
     assert [phase["trainable"] for phase in first["smooth"]["phases"]] == [["head"], ["block 1", "head"]]
@@ -62,6 +62,27 @@ def test_two_processes_come_to_what_one_comes_to(two: tuple[Path, list[dict[str,
         assert one.pop("learning_rates") == other.pop("learning_rates")
         assert one.pop("phase_name") == other.pop("phase_name")
         assert one == pytest.approx(other, abs=1e-5)
+
+
+def test_two_processes_come_to_what_one_comes_to_where_batchnorm_is_frozen(
+    two: tuple[Path, list[dict[str, Any]]], tmp_path: Path
+) -> None:
+    from many_processes import frozen_pictures
+
+    alone = train(frozen_pictures(), tmp_path)
+    for one, other in zip(alone.history, two[1][0]["pictures frozen"]["history"], strict=True):
+        assert one["train_loss"] == pytest.approx(other["train_loss"], abs=1e-5)
+        assert one["validation_loss"] == pytest.approx(other["validation_loss"], abs=1e-5)
+
+
+def test_processes_whose_batchnorm_learns_agree_choose_alike_and_resume_to_the_same_bits(
+    two: tuple[Path, list[dict[str, Any]]],
+) -> None:
+    for found in two[1]:
+        assert len(found["pictures"]["choice"]["chosen"]) == 2
+        assert found["pictures"]["batchnorm"]["recalibration"]["rows"] == 16
+        assert "ended" in found["pictures stopped"]
+        assert found["pictures resumed"] == found["pictures"]
 
 
 @pytest.mark.parametrize("number", [0, 1])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
@@ -25,20 +27,20 @@ IDS = torch.tensor([[5, 6, 7, 8], [9, 10, 11, 12]])
 PHASE = small_plan(TrainSettings(), 4).phases[1]
 
 
-def test_exactly_the_top_groups_are_trainable() -> None:
+def test_exactly_the_groups_of_these_indices_are_trainable() -> None:
     model = small_model()
-    for count in (1, 3, 2, 4):
-        set_trainable(model.module, model.groups, count)
-        free = {name for group in model.groups.trainable(count) for name in group.parameters}
+    for indices in ((3,), (1, 2, 3), (2, 3), (0, 3), (0, 1, 2, 3), (1, 3)):
+        set_trainable(model.module, model.groups, indices)
+        free = {name for group in model.groups.pick(indices) for name in group.parameters}
         assert {name for name, p in model.module.named_parameters() if p.requires_grad} == free
         assert free
 
 
 def test_gradients_of_the_phase_before_are_dropped() -> None:
     model = small_model()
-    set_trainable(model.module, model.groups, 4)
+    set_trainable(model.module, model.groups, (0, 1, 2, 3))
     model.module(input_ids=IDS).logits.sum().backward()
-    set_trainable(model.module, model.groups, 1)
+    set_trainable(model.module, model.groups, (3,))
     assert all(parameter.grad is None for parameter in model.module.parameters())
 
 
@@ -52,7 +54,7 @@ def test_frozen_groups_run_without_dropout_and_trainable_ones_with_it() -> None:
         ("block 1", bert.encoder.layer[1]),
     ):
         part.register_forward_hook(lambda _module, _inputs, out, name=name: seen[name].append(out[0] if isinstance(out, tuple) else out))  # fmt: skip
-    set_modes(model.module, model.groups, 2)
+    set_modes(model.module, model.groups, (2, 3))
     for _ in range(2):
         model.module(input_ids=IDS)
     assert torch.equal(*seen["embeddings"])
@@ -64,7 +66,7 @@ def test_modes_are_set_anew_whatever_they_were() -> None:
     model = small_model()
     for before in (True, False):
         model.module.train(before)
-        set_modes(model.module, model.groups, 1)
+        set_modes(model.module, model.groups, (3,))
         head = set(model.groups.head.modules)
         assert {name for name, child in model.module.named_modules() if child.training} == head
 
@@ -141,6 +143,17 @@ def test_single_weights_that_stood_still_are_listed() -> None:
     assert check.unmoved == tuple(sorted(still))
 
 
+def test_a_group_that_is_left_empty_counts_as_frozen() -> None:
+    """As one that is nothing but BatchNorm is, when that keeps still."""
+    groups = LayerGroups((LayerGroup("norm", (), ()), LayerGroup("head", ("h.weight",), ("h",))))
+    phase = replace(PHASE, trainable=(0, 1))
+    same = {"norm.weight": "1", "h.weight": "2"}
+    check = check_phase(phase, groups, same, {**same, "h.weight": "3"})
+    assert (check.moved, check.frozen) == (("head",), ("norm",))
+    with pytest.raises(TrainingError, match=r"'norm\.weight'"):
+        check_phase(phase, groups, same, {"norm.weight": "9", "h.weight": "3"})
+
+
 def test_replicas_that_differ_are_an_error_that_names_process_and_weight() -> None:
     same = {"a": "1", "b": "2"}
     check_replicas(PHASE, [same, dict(same), dict(same)])
@@ -171,7 +184,7 @@ TIED = LayerGroups(
 def test_a_shared_weight_is_listed_once_and_with_its_own_group() -> None:
     module = Tied()
     assert list(tensors_of(module, TIED.groups)) == ["table.weight", *(f"body.{n}" for n in ("weight", "bias", "running_mean", "running_var", "num_batches_tracked"))]  # fmt: skip
-    assert list(tensors_of(module, TIED.trainable(1))) == []
+    assert list(tensors_of(module, TIED.pick([2]))) == []
 
 
 def test_tensors_are_the_networks_own_and_can_be_put_back() -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from train_samples import small_job, timeless, train
+from train_samples import collated_by, small_job, timeless, train
 
 from finetune.errors import BundleError, Interrupted, RecipeError, TrainingError
 from finetune.recipe import L2SPSettings
@@ -178,7 +178,7 @@ def test_the_time_before_an_interruption_counts(tmp_path: Path, monkeypatch: pyt
 
     def job() -> Job:
         plain = job_of("adamw")
-        return replace(plain, collate=lambda rows: (now.__setitem__(0, now[0] + 10), plain.collate(rows))[1])
+        return collated_by(plain, lambda rows: (now.__setitem__(0, now[0] + 10), plain.collate(rows))[1])
 
     interrupted(job(), tmp_path, after(2))
     now[0] += 1e6

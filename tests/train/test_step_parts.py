@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from train_samples import collate, largest_difference, rising, small_job, small_model, train
+from train_samples import collate, collated_by, largest_difference, rising, small_job, small_model, train
 
 from finetune.data.batches import epoch_steps
-from finetune.train.job import Job
+from finetune.train.job import EncodedExamples, Job
 
 BALANCED = np.array([0.5, 1.0, 3.0], dtype=np.float32)
 LOSSES: list[dict[str, Any]] = [{}, {"class_weights": BALANCED}, {"class_weights": BALANCED, "label_smoothing": 0.2}]
@@ -23,6 +22,7 @@ SHORT = {"head_epochs": 1, "epochs": 1}
 
 def plain_loop(job: Job) -> None:
     """The job's first phase in the most ordinary words: SGD at a constant rate, whole batches, torch's own mean loss."""
+    assert isinstance(job.train, EncodedExamples)
     module, phase, settings = job.model.module, job.plan.phases[0], job.settings
     weight = None if job.class_weights is None else torch.from_numpy(job.class_weights)
     named = dict(module.named_parameters())
@@ -37,7 +37,7 @@ def plain_loop(job: Job) -> None:
         for rows in epoch_steps(
             job.train.lengths, settings.batch_size, seed=job.seed, phase=0, epoch=epoch, bucket=True
         ):
-            inputs = {n: torch.from_numpy(a) for n, a in collate([job.train.inputs[row] for row in rows]).items()}
+            inputs = {n: torch.from_numpy(a) for n, a in collate([job.train.rows[row] for row in rows]).items()}
             loss = torch.nn.functional.cross_entropy(
                 module(**inputs).logits, torch.from_numpy(job.train.labels[rows]), weight=weight,
                 label_smoothing=settings.label_smoothing,
@@ -89,7 +89,7 @@ def test_no_row_is_computed_twice_and_empty_parts_not_at_all(tmp_path: Path) -> 
     computed: list[int] = []
     job = small_job(batch_size=4, accumulation=3, transfer={"unfreeze": "head_only", "head_epochs": 1})
     inner = job.collate
-    watched = replace(job, collate=lambda rows: (computed.append(len(rows)), inner(rows))[1])
+    watched = collated_by(job, lambda rows: (computed.append(len(rows)), inner(rows))[1])
     train(watched, tmp_path)
     steps, validation = computed[:-2], computed[-2:]
     assert validation == [8, 3]

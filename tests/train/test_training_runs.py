@@ -8,7 +8,7 @@ import random
 import subprocess
 import sys
 import weakref
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from finetune.recipe import L2SPSettings
 from finetune.train import device, loop, step
 from finetune.train.checkpoint import CheckpointFolder
 from finetune.train.events import EpochEnded, Event, PhaseStarted, StepEnded
-from finetune.train.job import Job
+from finetune.train.job import Batch, Job
 from finetune.train.phase import fingerprint, tensors_of
 from finetune.transfer import l2sp
 from finetune.transfer.learning_rates import rate_factor
@@ -106,10 +106,12 @@ class Watched(step.Stepper):
 
     taken: list[dict[str, Any]]
 
-    def take(self, rows: Sequence[int], *, epoch: int, cursor: int, steps: int) -> torch.Tensor:
+    def take(
+        self, rows: Sequence[int], batches: Iterator[Batch], *, epoch: int, cursor: int, steps: int
+    ) -> torch.Tensor:
         module = self.job.model.module
         seen = {"training": {name for name, part in module.named_modules() if part.training}}
-        told = super().take(rows, epoch=epoch, cursor=cursor, steps=steps)
+        told = super().take(rows, batches, epoch=epoch, cursor=cursor, steps=steps)
         names = {id(parameter): name for name, parameter in module.named_parameters()}
         seen["state"] = {names[id(parameter)] for parameter in self.optimizer.optimizer.state}
         seen["gradients"] = {name for name, parameter in module.named_parameters() if parameter.grad is not None}
@@ -138,7 +140,7 @@ def test_each_phase_trains_its_groups_and_nothing_else(tmp_path: Path, taken: li
     assert [phase["check"]["frozen"] for phase in result.phases] == [["embeddings", "block 0", "block 1"], ["embeddings", "block 0"], ["embeddings"]]  # fmt: skip
     assert len(taken) == result.steps == 3 * 2 * 6
     for seen in taken:
-        trainable = groups.trainable(seen["phase"] + 1)
+        trainable = groups.pick(range(3 - seen["phase"], 4))
         assert seen["state"] == {name for group in trainable for name in group.parameters}
         assert seen["training"] == {name for group in trainable for name in group.modules}
         assert seen["gradients"] == set()
@@ -277,12 +279,12 @@ def test_patience_ends_a_phase_that_no_longer_improves(
 
 def test_a_loss_that_is_no_number_ends_the_run_and_says_where(tmp_path: Path) -> None:
     job = small_job(transfer={"learning_rate": 1e-2}, clip_norm=None)
-    sums = job.task.loss_sums
+    sums = job.task.target.loss_sums
     calls = iter(range(1000))
     # Phase 1 has 12 steps; the call of number 12 + 6 + 2 is the third step of the second phase's second epoch.
-    broken = replace(job.task, loss_sums=lambda *args: sums(*args) * (math.nan if next(calls) == 20 else 1.0))
+    target = replace(job.task.target, loss_sums=lambda *args: sums(*args) * (math.nan if next(calls) == 20 else 1.0))
     with pytest.raises(TrainingError, match=r"^the loss became nan in phase 'top 2', epoch 2, step 3; lower transfer\.learning_rate$"):  # fmt: skip
-        train(replace(job, task=broken), tmp_path)
+        train(replace(job, task=replace(job.task, target=target)), tmp_path)
 
 
 def test_weights_that_are_no_numbers_after_the_last_step_end_the_run(
@@ -339,7 +341,7 @@ def test_anchors_are_kept_only_for_what_ever_trains(tmp_path: Path, monkeypatch:
     monkeypatch.setattr(l2sp, "Pull", lambda anchors, *rest: (kept.append(set(anchors)), original(anchors, *rest))[1])
     job = small_job(transfer={"depth": 2})
     train(job, tmp_path)
-    names = {name for group in job.model.groups.trainable(2) for name in group.parameters}
+    names = {name for group in job.model.groups.pick((2, 3)) for name in group.parameters}
     assert kept == [names - job.model.fresh] * 2
 
 
@@ -349,7 +351,7 @@ def test_a_checkpoint_holds_only_what_ever_trains(tmp_path: Path) -> None:
     train(job, tmp_path, events=events)
     saved = CheckpointFolder(tmp_path, {}).load()
     assert saved is not None
-    assert saved.model.keys() == tensors_of(job.model.module, job.model.groups.trainable(2)).keys()
+    assert saved.model.keys() == tensors_of(job.model.module, job.model.groups.pick((2, 3))).keys()
     assert saved.best.keys() == saved.model.keys()
     assert {key.rpartition("|")[0] for key in saved.optimizer} == saved.model.keys()
 

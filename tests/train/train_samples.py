@@ -13,7 +13,6 @@ import numpy as np
 import torch
 from transformers import BertConfig, BertForSequenceClassification
 
-from finetune.evaluation.metrics import score
 from finetune.model.backbone import TransferModel
 from finetune.model.groups import find_layer_groups
 from finetune.recipe import L2SPSettings, TrainSettings, TransferSettings
@@ -21,7 +20,7 @@ from finetune.tasks import TASKS
 from finetune.train.checkpoint import CheckpointFolder
 from finetune.train.device import deterministic, make_accelerator
 from finetune.train.events import Event
-from finetune.train.job import Job, Result, Rows
+from finetune.train.job import Collate, EncodedExamples, Job, Result, Rows
 from finetune.train.loop import fit
 from finetune.transfer.plan import Plan, build_plan
 
@@ -37,11 +36,11 @@ def environment(**changes: str) -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": os.pathsep.join(paths), **changes}
 
 
-def small_model(*, dropout: float = 0.1, layers: int = 2, seed: int = 0) -> TransferModel:
+def small_model(*, dropout: float = 0.1, layers: int = 2, seed: int = 0, outputs: int = LABELS) -> TransferModel:
     """A BERT with `layers` blocks of width 32; its layer groups are embeddings, the blocks, head."""
     config = BertConfig(
         vocab_size=VOCABULARY, hidden_size=32, num_hidden_layers=layers, num_attention_heads=2, intermediate_size=64,
-        max_position_embeddings=32, num_labels=LABELS, hidden_dropout_prob=dropout, attention_probs_dropout_prob=dropout,
+        max_position_embeddings=32, num_labels=outputs, hidden_dropout_prob=dropout, attention_probs_dropout_prob=dropout,
     )  # fmt: skip
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -64,6 +63,26 @@ def collate(rows: Sequence[Any]) -> dict[str, np.ndarray]:
     return {"input_ids": ids, "attention_mask": (ids > 0).astype(np.int64)}
 
 
+def encoded(rows: Rows, collate: Collate) -> EncodedExamples:
+    return EncodedExamples(rows.inputs, rows.lengths, rows.labels, collate)
+
+
+def collated_by(job: Job, collate: Collate) -> Job:
+    """The job with another way to make batches, of training rows and of validation rows."""
+    assert isinstance(job.train, EncodedExamples)
+    examples = replace(job.train, collate=collate)
+    return replace(job, train=examples, plain=examples, collate=collate)
+
+
+def accuracy(logits: np.ndarray, labels: np.ndarray) -> float:
+    return float((logits.argmax(1) == labels).mean())
+
+
+def cross_entropy(logits: np.ndarray, labels: np.ndarray) -> float:
+    shares = np.exp(logits.astype(np.float64) - logits.max(1, keepdims=True))
+    return float(-np.log(shares[np.arange(len(labels)), labels] / shares.sum(1)).mean())
+
+
 def small_plan(train: TrainSettings, groups: int, **transfer: Any) -> Plan:
     return build_plan(TransferSettings(**{"learning_rate": 1e-2, "depth": 2, "epochs": 2, **transfer}), train, groups)
 
@@ -81,18 +100,20 @@ def small_job(
     """By default two phases, of the head and then of the last block too, with two epochs of six steps each."""
     settings = TrainSettings(**{"batch_size": 4, "eval_batch_size": 8, **train})
     model = small_model(dropout=dropout)
+    examples = encoded(small_rows(rows), collate)
     return Job(
         model=model,
         plan=small_plan(settings, len(model.groups), **{"head_epochs": 2, **(transfer or {})}),
-        train=small_rows(rows),
+        train=examples,
+        plain=examples,
         validation=small_rows(11, seed=1),
         collate=collate,
         task=TASKS["text_classification"],
         settings=settings,
         l2sp=l2sp or L2SPSettings(),
         class_weights=class_weights,
-        score=lambda logits, labels: score("accuracy", logits, labels),
-        validation_loss=lambda logits, labels: score("loss", logits, labels),
+        score=accuracy,
+        validation_loss=cross_entropy,
         higher_is_better=True,
         seed=seed,
     )

@@ -36,9 +36,10 @@ def plan(groups: int = 8, train: TrainSettings = TRAIN, **transfer: Any) -> Plan
 )
 def test_the_ways_to_unfreeze(transfer: dict[str, Any], counts: list[int], names: list[str]) -> None:
     found = plan(**transfer)
-    assert [phase.trainable for phase in found.phases] == counts
+    assert [phase.trainable for phase in found.phases] == [tuple(range(8 - count, 8)) for count in counts]
+    assert [phase.count for phase in found.phases] == counts
     assert [phase.name for phase in found.phases] == names
-    assert found.deepest == max(counts)
+    assert found.may_train == found.phases[-1].trainable
 
 
 def test_head_epochs_are_for_the_head_alone() -> None:
@@ -53,7 +54,7 @@ def test_frozen_groups_have_no_rate_and_unfreezing_changes_no_other(
 ) -> None:
     rates = discriminative_lrs(top, decay, groups)
     for phase in plan(groups, step=step, learning_rate=top, decay=decay).phases:
-        frozen = groups - phase.trainable
+        frozen = groups - len(phase.trainable)
         assert phase.learning_rates == (*[0.0] * frozen, *rates[frozen:])
 
 
@@ -85,7 +86,7 @@ def test_a_depth_that_the_backbone_does_not_have_is_refused() -> None:
     for unfreeze in ("gradual", "lp_ft", "full"):
         with pytest.raises(RecipeError, match=r"^transfer\.depth: 9, but this backbone has only 8 layer groups"):
             plan(8, unfreeze=unfreeze, depth=9)
-    assert plan(8, depth=8).deepest == plan(8, depth="all").deepest == 8
+    assert plan(8, depth=8).may_train == plan(8, depth="all").may_train == tuple(range(8))
 
 
 def test_a_phase_that_trains_more_than_there_is_is_refused_by_its_place() -> None:
@@ -100,6 +101,7 @@ def test_a_phase_that_trains_more_than_there_is_is_refused_by_its_place() -> Non
         ({"learning_rate": 1e-2, "l2sp": {"alpha": 100.0}}, "alpha", "head"),
         ({"learning_rate": 1e-4, "head_learning_rate": 1e-2, "l2sp": {"alpha": 200.0}}, "alpha", "head"),
         ({"learning_rate": 1e-4, "l2sp": {"beta": 1e5}}, "beta", "head"),
+        ({"unfreeze": "auto", "head_learning_rate": 1e-4, "learning_rate": 1e-1, "l2sp": {"alpha": 10.0}}, "alpha", "auto"),
         (
             {"phases": (PhaseSettings(trainable=1), PhaseSettings(trainable=3, learning_rate=0.5)), "l2sp": {"alpha": 2.0}},
             "alpha",
@@ -116,3 +118,29 @@ def test_a_decoupled_pull_past_its_target_is_refused(transfer: dict[str, Any], k
 
 def test_a_strong_decoupled_pull_that_stays_short_of_its_target_is_fine() -> None:
     plan(8, learning_rate=1e-3, l2sp=L2SPSettings(coupling="decoupled", alpha=900.0, beta=900.0))
+
+
+def test_auto_trains_the_head_and_then_what_it_will_choose() -> None:
+    found = plan(6, unfreeze="auto", auto_groups=2, head_epochs=3, epochs=4, learning_rate=1e-3, head_learning_rate=1e-2, decay=0.5)  # fmt: skip
+    head, auto = found.phases
+    assert (head.name, head.trainable, head.epochs, head.choose) == ("head", (5,), 3, 0)
+    assert head.learning_rates == (0.0, 0.0, 0.0, 0.0, 0.0, 1e-2)
+    assert (auto.name, auto.trainable, auto.epochs, auto.choose, auto.count) == ("auto", (5,), 4, 2, 3)
+    assert found.may_train == auto.may_train == (0, 1, 2, 3, 4, 5)
+
+
+def test_a_phase_that_has_chosen_has_the_discriminative_rates_of_its_depths() -> None:
+    auto = plan(6, unfreeze="auto", auto_groups=2, learning_rate=1e-3, decay=0.5).phases[1]
+    chosen = auto.chosen([4, 1])
+    assert (chosen.trainable, chosen.choose, chosen.count) == ((1, 4, 5), 0, 3)
+    assert chosen.may_train == (1, 4, 5)
+    assert chosen.learning_rates == pytest.approx((0.0, 1e-3 / 16, 0.0, 0.0, 5e-4, 1e-3))
+    assert auto.choose == 2, "the plan itself stays as it is"
+
+
+def test_auto_cannot_choose_more_groups_than_there_are_below_the_head() -> None:
+    assert plan(4, unfreeze="auto", auto_groups=3).phases[1].count == 4
+    with pytest.raises(
+        RecipeError, match=r"^transfer\.auto_groups: 4, but this backbone has only 3 layer groups below the head"
+    ):
+        plan(4, unfreeze="auto", auto_groups=4)

