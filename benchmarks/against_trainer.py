@@ -28,19 +28,20 @@ def train_with_trainer(epochs: int, overrides: list[str]) -> None:
     from transformers import AutoModelForSequenceClassification, AutoTokenizer, Trainer, TrainingArguments
 
     from finetune import load_recipe
-    from finetune.data import prepare_text
+    from finetune.data import prepare_data
     from finetune.preflight import find_data
     from finetune.sources import find_source
+    from finetune.tasks import TASKS
 
     recipe = load_recipe(RECIPE, overrides)
-    data = prepare_text(recipe.data, *find_data(recipe), recipe.seed)
+    data = prepare_data(TASKS[recipe.task], recipe.data, *find_data(recipe), recipe.seed)
     folder = find_source(recipe.backbone.name, kind="model").path
     tokenizer = AutoTokenizer.from_pretrained(folder)
     model = AutoModelForSequenceClassification.from_pretrained(folder, num_labels=len(data.labels))
 
     class Rows(torch.utils.data.Dataset):  # type: ignore[type-arg]
         def __init__(self, split: object) -> None:
-            self.ids = tokenizer(list(split.texts), truncation=True, max_length=128)  # type: ignore[attr-defined]
+            self.ids = tokenizer(list(split.inputs), truncation=True, max_length=128)  # type: ignore[attr-defined]
             self.labels = split.labels  # type: ignore[attr-defined]
 
         def __len__(self) -> int:

@@ -167,7 +167,7 @@ def _export(
     return export_all(
         module, partial, rows, labels, encoder,
         kind=MODALITIES[task.modality].export, plan=plan, judge=judge_by(task.target.name, recipe.evaluation.metric, labels),
-        torch_logits=validation, model_folder=partial / files.MODEL_FOLDER, calibration_rows=calibration_rows,
+        torch_logits=validation, model_folder=partial / files.MODEL_FOLDER, training_rows=calibration_rows,
         progress=lambda text: watch.tell(Notice(text)),
     )  # fmt: skip
 

@@ -46,7 +46,7 @@ def test_lower_bounds_are_met_by_the_constraints() -> None:
     pins = dict(line.split("==") for line in (ROOT / "constraints.txt").read_text("utf-8").splitlines() if "==" in line)
     wanted = [*project["dependencies"], *(d for extra in project["optional-dependencies"].values() for d in extra)]
     for requirement in wanted:
-        name, _, bound = re.match(r"([A-Za-z0-9-]+)(\[[^]]*\])?(?:[>=]=([\d.]+))?", requirement).groups()  # type: ignore[union-attr]
+        name, _, bound = re.match(r"([A-Za-z0-9-]+)(\[[^]]*\])?(?:[>=]=(\d+(?:\.\d+)*))?", requirement).groups()  # type: ignore[union-attr]
         if name == "finetune-recipes":
             continue
         assert name in pins, name

@@ -86,3 +86,20 @@ def test_a_file_that_is_no_model_is_one_sentence(tmp_path, content):
 def test_threads_must_be_at_least_one(tmp_path):
     with pytest.raises(BundleError, match="threads is 0"):
         open_session(write_sum(tmp_path / "m.onnx"), threads=0)
+
+
+def test_pixels_are_float32_and_another_type_is_one_sentence(tmp_path):
+    path = tmp_path / "pixels.onnx"
+    node = helper.make_node("ReduceMean", ["pixel_values"], ["logits"], keepdims=0)
+    pixels = helper.make_tensor_value_info("pixel_values", TensorProto.FLOAT, ["batch", 3, 2, 2])
+    logits = helper.make_tensor_value_info("logits", TensorProto.FLOAT, None)
+    graph = helper.make_graph([node], "mean", [pixels], [logits])
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10), path)
+    session = open_session(path)
+    values = np.arange(24, dtype=np.float32).reshape(2, 3, 2, 2)
+    assert run_logits(session, {"pixel_values": values}) == pytest.approx(11.5)
+    with pytest.raises(BundleError, match=r"pixel_values float64 \(2, 3, 2, 2\)") as caught:
+        run_logits(session, {"pixel_values": values.astype(np.float64)})
+    assert "\n" not in str(caught.value)
+    with pytest.raises(BundleError, match=r"pixel_values float32 \(2, 3, 2, 1\)"):
+        run_logits(session, {"pixel_values": values[..., :1]})

@@ -22,6 +22,7 @@ from finetune.errors import SourceError
 from finetune.model_files import first_line, has_safetensors
 from finetune.sources import (
     Source,
+    check_bare_weights,
     check_model_files,
     find_source,
     hub_card_metadata,
@@ -136,10 +137,56 @@ def test_a_revision_of_something_local_is_refused_not_ignored(tmp_path: Path) ->
         assert "remove the revision" in refused(lambda name=name: find_source(name, revision="v1", kind="dataset"))
 
 
-def test_a_model_that_is_a_file_is_refused(tmp_path: Path) -> None:
-    path = tmp_path / "model.safetensors"
+def test_a_model_that_is_a_file_without_weights_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "model.onnx"
     path.touch()
     assert "is a file; give the folder" in refused(lambda: find_source(str(path), kind="model"))
+
+
+# Bare weights
+
+
+@pytest.mark.parametrize("name", ["weights.pth", "weights.pt", "pytorch_model.bin", "model.safetensors"])
+def test_a_file_of_bare_weights_is_found_wherever_it_lies(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    package = tmp_path / "weights_in_here"
+    package.mkdir()
+    (package / "__init__.py").touch()
+    (package / name).touch()
+    monkeypatch.syspath_prepend(str(tmp_path))
+    for found, package_name in ((str(package / name), None), (f"package:weights_in_here/{name}", "weights_in_here")):
+        source = find_source(found, kind="model")
+        assert source == Source(found, "file", package / name, package=package_name, files=(name,))
+        check_bare_weights(source, architecture="resnet18", rename={r"^module\.": ""}, allow_pickle=True)
+        assert local_model(source, allow_pickle=True) == package / name
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "words"),
+    [
+        ("a.pth", {"architecture": None}, "say as backbone.architecture which timm network"),
+        ("a.pth", {"allow_pickle": False}, "only as a pickle, which can run code"),
+        ("a.safetensors", {"rename": "in_order", "allow_pickle": False}, "in_order cannot pair them"),
+        ("a.pth", {"rename": {"(": ""}}, "backbone.rename: '(' is not a regular expression"),
+    ],
+)
+def test_bare_weights_that_do_not_fit_the_recipe(
+    tmp_path: Path, name: str, settings: dict[str, Any], words: str
+) -> None:
+    (tmp_path / name).touch()
+    source = find_source(str(tmp_path / name), kind="model")
+    fits: dict[str, Any] = {"architecture": "resnet18", "rename": None, "allow_pickle": True}
+    assert words in refused(lambda: check_bare_weights(source, **{**fits, **settings}))
+
+
+@pytest.mark.parametrize("key", ["architecture", "rename"])
+def test_a_model_folder_needs_no_architecture(tmp_path: Path, key: str) -> None:
+    source = find_source(str(model_folder(tmp_path)), kind="model")
+    settings: dict[str, Any] = {"architecture": None, "rename": None, "allow_pickle": False}
+    check_bare_weights(source, **settings)
+    message = refused(lambda: check_bare_weights(source, **{**settings, key: "in_order"}))
+    assert message.startswith(f"backbone.{key}: only a file of bare weights needs it")
 
 
 @pytest.mark.parametrize(
@@ -539,6 +586,19 @@ def test_an_incomplete_snapshot_is_completed_if_the_hub_answers_and_used_if_not(
     stand_in.error = None
     assert find_source("owner/name", kind="model").path is None
     assert len(stand_in.asked) == 2
+
+
+@pytest.mark.parametrize("kind", ["timm", "transformers", "neither"])
+def test_a_model_for_pictures_is_whole_without_a_tokenizer(cache: tuple[Path, FakeHub], kind: str) -> None:
+    repo, stand_in = cache
+    files = ["model.safetensors", "README.md", *(["preprocessor_config.json"] if kind == "transformers" else [])]
+    snapshot = fill(repo, *files)
+    if kind == "timm":
+        config = {"architecture": "resnet18", "num_classes": 3, "pretrained_cfg": {}}
+        (snapshot / "config.json").write_text(json.dumps(config), "utf-8")
+    stand_in.error = None
+    source = find_source("owner/name", kind="model")
+    assert (source.path == snapshot, bool(stand_in.asked)) == ((False, True) if kind == "neither" else (True, False))
 
 
 def test_a_snapshot_that_lacks_what_the_hub_listed_is_completed(cache: tuple[Path, FakeHub]) -> None:

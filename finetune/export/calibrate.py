@@ -152,6 +152,11 @@ def entropy(found: Statistics) -> Range:
     half = BINS // 2
     magnitudes = found.counts[half:] + found.counts[:half][::-1]
     magnitudes = magnitudes.reshape(2048, -1).sum(axis=1)
+    magnitudes[0] = magnitudes[
+        1
+    ]  # zeros, which ReLU makes many of, are exact whatever the range, and would drown the rest
+    if not magnitudes.any():
+        return min_max(found)
     kept = min(range(128, 2049, 32), key=lambda bins: _divergence(magnitudes, bins))
     threshold = found.bound * kept / 2048
     return max(found.low, -threshold), min(found.high, threshold)

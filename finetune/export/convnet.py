@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from finetune.errors import ExportError
-from finetune.export.calibrate import METHODS, Range, Statistics, collect, ranges
+from finetune.errors import BundleError, ExportError
+from finetune.export.calibrate import METHODS, collect, ranges
 from finetune.export.choose import Trial, Workbench
-from finetune.export.graph import head_layers, weight_layers, weight_nodes
+from finetune.export.graph import weight_layers, weight_nodes
 from finetune.export.onnx import ONE_FILE_BYTES
-from finetune.export.parity import Batch
-from finetune.export.refit import Refit
+from finetune.export.parity import Batch, differences, predict_rows
 from finetune.export.static import GATED_OPS, WEIGHTED_OPS, Arithmetic, arithmetics, quantize_static_int8
+from finetune.runtime import open_session, run_logits
 
-SPARED_LAYERS = (1, 2, 4, 8)
-"""How many of the noisiest layers are left in fp32, one step after another, until a form passes."""
+SPARED_LAYERS = (1, 2, 3, 5, 8)
+"""How many of the most sensitive layers are left in fp32, one step after another, until a form passes."""
+
+MEASURED_LAYERS = 24
+"""At most so many layers are looked at; a deeper network's are joined with their neighbours."""
 
 BLOCK = r"(.*\.\d+)(\.|$)"
 """A convnet's layer is the innermost numbered module: the block "blocks.3.1" of stage 3."""
@@ -43,8 +46,8 @@ def try_static(bench: Workbench, target: str, calibration: Iterable[Batch]) -> N
     """Build and judge the static candidates for a processor kind; `calibration` are batches of one training image.
 
     The first arithmetic is tried with every calibration method, the others with the one that agreed best with fp32.
-    Where none passes the quality gates, gentler forms of the best one follow: the head in fp32, then the layers with the
-    most noise for their signal, more and more of them.
+    Where none passes the quality gates, gentler forms of the best one follow: with more and more of the most sensitive
+    layers in fp32, up to half of them.
     """
     fp32 = bench.fp32
     if fp32.size_bytes > ONE_FILE_BYTES:
@@ -79,35 +82,58 @@ def try_static(bench: Workbench, target: str, calibration: Iterable[Batch]) -> N
     if not bench.none_passes():
         return
     best = _best(tried)
-    layers = weight_layers(fp32.path, WEIGHTED_OPS, BLOCK)
-    head = tuple(node for layer in head_layers(layers) for node in layers[layer])
-    if attempt(best.arithmetic, best.method, head, ", head fp32"):
+    layers = joined(weight_layers(fp32.path, WEIGHTED_OPS, BLOCK), MEASURED_LAYERS)
+    bench.progress("int8: looking for the most sensitive layers")
+
+    def quantize_only(layer: str, path: Path) -> None:
+        others = tuple(node for name, nodes in layers.items() if name != layer for node in nodes)
+        quantize_static_int8(fp32.path, path, best.arithmetic, found[best.method], statistics, others)
+
+    try:
+        ranking = most_sensitive(bench, tuple(layers), quantize_only)
+    except (ExportError, BundleError) as error:
+        bench.give_up(f"{best.arithmetic.name}, some layers fp32", str(error))
         return
-    ranking = noisiest(fp32.path, best, layers, statistics, found[best.method])
     for count in SPARED_LAYERS:
         if 2 * count > len(ranking):
             return
         chosen = tuple(node for layer in ranking[:count] for node in layers[layer])
-        name = ", ".join(ranking[:count]) if count < 3 else f"the {count} noisiest layers"
+        name = " and ".join(ranking[:count]) if count < 3 else f"the {count} most sensitive layers"
         if attempt(best.arithmetic, best.method, chosen, f", {name} fp32"):
             return
 
 
-def noisiest(
-    fp32: Path,
-    best: Static,
-    layers: dict[str, tuple[str, ...]],
-    statistics: dict[str, Statistics],
-    found: dict[str, Range],
+def most_sensitive(
+    bench: Workbench, layers: tuple[str, ...], quantize_only: Callable[[str, Path], None], rows: int = 16
 ) -> list[str]:
-    """Layers of a quantised form by noise over signal, the worst first; see `Refit.noise`."""
-    import onnx
+    """The layers by how far the quantisation of each alone moves the logits of a few rows, the worst first."""
+    yardstick = bench.yardstick
+    sample = yardstick.sample(rows)
+    reference = predict_rows(bench.fp32.predict, yardstick.encoder, sample, rows)
+    path = bench.folder / "sensitivity.onnx"
+    moved: dict[str, float] = {}
+    for layer in layers:
+        quantize_only(layer, path)
+        session = open_session(path)
+        logits = predict_rows(
+            lambda batch, session=session: run_logits(session, batch),  # type: ignore[misc]
+            yardstick.encoder,
+            sample,
+            rows,
+        )
+        moved[layer] = differences(reference, logits)["mean_abs_diff"]
+    return sorted(layers, key=lambda layer: -moved[layer])
 
-    assert best.trial.form is not None  # only built trials are kept
-    source, proto = onnx.load(str(fp32)), onnx.load(str(best.trial.form.path))
-    noise = Refit(source, proto).noise(statistics, found)
-    worst = {layer: sum(noise.get(node, 0.0) for node in nodes) for layer, nodes in layers.items()}
-    return sorted(worst, key=lambda layer: -worst[layer])
+
+def joined(layers: dict[str, tuple[str, ...]], most: int) -> dict[str, tuple[str, ...]]:
+    """At most `most` layers, neighbours joined in equal shares and named after the first and the last of them."""
+    names = list(layers)
+    size = -(-len(names) // most) if names else 1
+    parts = [names[start : start + size] for start in range(0, len(names), size)]
+    return {
+        (part[0] if len(part) == 1 else f"{part[0]} to {part[-1]}"): tuple(n for name in part for n in layers[name])
+        for part in parts
+    }
 
 
 def _best(tried: list[Static]) -> Static:

@@ -1,9 +1,11 @@
-"""What an ONNX graph is made of: its layers with weights, and marks that the quantizer reads. Needs onnx only."""
+"""What an ONNX graph is made of, and how ONNX Runtime's quantizer is spoken to. Needs onnx only."""
 
 from __future__ import annotations
 
+import logging
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -60,3 +62,24 @@ def unmark_prepared(proto: Any) -> None:
     kept = [item for item in proto.metadata_props if not item.key.startswith("onnx.")]
     del proto.metadata_props[:]
     proto.metadata_props.extend(kept)
+
+
+@contextmanager
+def unheard() -> Iterator[None]:
+    """Keep the quantizer's notes, which it writes to the root logger, from the user, and that logger as it was.
+
+    Logging through a root logger without handlers gives it one for good. Other loggers are not touched: a filter on a
+    logger is asked about what is logged to it directly, not about what is passed up to it.
+    """
+    root, silent = logging.getLogger(), logging.NullHandler()
+
+    def drop(record: logging.LogRecord) -> bool:
+        return False
+
+    root.addHandler(silent)
+    root.addFilter(drop)
+    try:
+        yield
+    finally:
+        root.removeFilter(drop)
+        root.removeHandler(silent)

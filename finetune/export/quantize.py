@@ -15,7 +15,7 @@ from typing import Any, Literal
 import numpy as np
 
 from finetune.errors import ExportError, nearest
-from finetune.export.graph import MATRIX_OPS, mark_prepared, unmark_prepared, weight_layers
+from finetune.export.graph import MATRIX_OPS, mark_prepared, unheard, unmark_prepared, weight_layers
 from finetune.export.onnx import save_onnx
 from finetune.hardware import INT8_TARGETS
 
@@ -71,18 +71,19 @@ def quantize_dynamic_int8(fp32: Path, out: Path, candidate: Candidate) -> None:
     with tempfile.TemporaryDirectory(prefix=".int8-", dir=out.parent) as scratch:
         raw = Path(scratch) / "model.onnx"
         try:
-            quantize_dynamic(
-                proto,
-                str(raw),
-                op_types_to_quantize=list(MATRIX_OPS),
-                per_channel=True,
-                reduce_range=candidate.reduce_range,
-                weight_type=QuantType.QInt8 if candidate.weights == "s8" else QuantType.QUInt8,
-                nodes_to_exclude=[
-                    name for layer in candidate.spared for node in layers[layer] for name in _spellings(node)
-                ],
-                extra_options={"MatMulConstBOnly": True},  # attention scores have no weights: both sides vary
-            )
+            with unheard():
+                quantize_dynamic(
+                    proto,
+                    str(raw),
+                    op_types_to_quantize=list(MATRIX_OPS),
+                    per_channel=True,
+                    reduce_range=candidate.reduce_range,
+                    weight_type=QuantType.QInt8 if candidate.weights == "s8" else QuantType.QUInt8,
+                    nodes_to_exclude=[
+                        name for layer in candidate.spared for node in layers[layer] for name in _spellings(node)
+                    ],
+                    extra_options={"MatMulConstBOnly": True},  # attention scores have no weights: both sides vary
+                )
         except Exception as error:  # the quantizer raises bare Exception, ValueError and protobuf's own errors
             reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
             raise ExportError(f"{fp32}: cannot be quantised as {candidate.name} ({reason})") from error

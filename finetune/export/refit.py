@@ -1,4 +1,4 @@
-"""What rounding a network's weights did to it: taken off the biases, and ranked layer by layer. numpy and onnx only."""
+"""What rounding a network's weights did to the means of its channels, taken off its biases. Needs numpy and onnx only."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from finetune.export.calibrate import Range, Statistics
+from finetune.export.calibrate import Statistics
 from finetune.export.graph import group_of
 
 Floats = NDArray[np.float64]
@@ -25,7 +25,6 @@ class Rounded:
     exact: Floats
     weight: Any
     bias: Any
-    """None where the node has none."""
 
 
 class Refit:
@@ -42,41 +41,26 @@ class Refit:
     def correct(self, statistics: Mapping[str, Statistics]) -> None:
         """Take what rounding the weights adds to each channel's mean off its bias (Nagel et al. 2019, §4.2), in place."""
         for one in self._rounded():
-            if one.bias is not None and one.node.op_type in ("Conv", "Gemm"):
-                self._make_room(one)
-                moved = outputs(one.node, one.exact - self._value(one), statistics[one.node.input[0]].means)
-                wanted = self._arrays[one.node.input[2]] + moved
-                whole = np.rint(wanted / self._constant(one.bias.input[1]))
-                self._replace(one.bias.input[0], np.clip(whole, -(2**31) + 1, 2**31 - 1).astype(np.int32))
-
-    def noise(self, statistics: Mapping[str, Statistics], ranges: Mapping[str, Range]) -> dict[str, float]:
-        """Noise over signal of each node's output: from rounding its weight, and its inputs to 256 levels.
-
-        Variances add up as if all errors were independent: a quick measure that runs nothing.
-        """
-        found: dict[str, float] = {}
-        for one in self._rounded():
-            low, high = ranges[one.node.input[0]]
-            step = (max(high, 0.0) - min(low, 0.0)) / 255
-            width = outputs(one.node, one.exact, None).size
-            spread = _fitted(statistics[one.node.input[0]].variances, one)
-            noise = outputs(one.node, (one.exact - self._value(one)) ** 2, spread)
-            noise = noise + outputs(one.node, one.exact**2, np.full_like(spread, step**2 / 12))
-            signal = float(statistics[one.node.output[0]].variances.mean()) * width
-            found[one.node.name] = float(noise.sum()) / max(signal, 1e-12)
-        return found
+            self._make_room(one)
+            moved = outputs(one.node, one.exact - self._value(one), statistics[one.node.input[0]].means)
+            wanted = self._arrays[one.node.input[2]] + moved
+            whole = np.rint(wanted / self._constant(one.bias.input[1]))
+            self._replace(one.bias.input[0], np.clip(whole, -(2**31) + 1, 2**31 - 1).astype(np.int32))
 
     def _rounded(self) -> Iterator[Rounded]:
-        """The nodes with a quantised constant weight; transposed convolutions, which are laid out otherwise, are left."""
+        """The convolutions and linear layers whose weight and bias are quantised constants.
+
+        Transposed convolutions are laid out otherwise, and MatMul has no bias: both stay as they are.
+        """
         makers = {name: node for node in self._proto.graph.node for name in node.output}
         for node in self._proto.graph.node:
             before = self._nodes.get(node.name)
-            if before is None or node.op_type not in ("Conv", "Gemm", "MatMul"):
+            if before is None or node.op_type not in ("Conv", "Gemm") or len(node.input) < 3:
                 continue
-            weight = makers.get(node.input[1])
-            bias = makers.get(node.input[2]) if len(node.input) > 2 else None
-            if before.input[1] in self._arrays and weight is not None and weight.input[0] in self._constants:
-                yield Rounded(before, self._arrays[before.input[1]].astype(np.float64), weight, bias)
+            weight, bias = makers.get(node.input[1]), makers.get(node.input[2])
+            if weight is None or bias is None or not {weight.input[0], bias.input[0]} <= self._constants.keys():
+                continue
+            yield Rounded(before, self._arrays[before.input[1]].astype(np.float64), weight, bias)
 
     def _make_room(self, one: Rounded) -> None:
         """Widen the step of channels whose weights are so small that their bias overflows int32 in that unit.
@@ -118,30 +102,18 @@ class Refit:
         self._constants[name].CopyFrom(numpy_helper.from_array(values, name))
 
 
-def outputs(node: Any, weight: Floats, inputs: Floats | None) -> Floats:
-    """Output channels (O,) of a Conv, Gemm or MatMul without its bias, for one value per input channel (I,).
+def outputs(node: Any, weight: Floats, inputs: Floats) -> Floats:
+    """Output channels (O,) of a Conv or Gemm without its bias, for one value per input channel (I,).
 
-    The value stands everywhere: padding is not looked at. None stands for ones.
+    The value stands everywhere: padding is not looked at.
     """
-    if node.op_type != "Conv":
+    if node.op_type == "Gemm":
         transposed = any(item.name == "transB" and item.i for item in node.attribute)
-        matrix = weight if transposed else weight.T
-        return np.asarray(matrix @ (np.ones(matrix.shape[1]) if inputs is None else inputs))
+        return np.asarray((weight if transposed else weight.T) @ inputs)
     groups = group_of(node)
     taps = weight.sum(axis=tuple(range(2, weight.ndim)))  # (O, I / groups)
-    values = np.ones(groups * taps.shape[1]) if inputs is None else inputs
-    per_group = taps.reshape(groups, -1, taps.shape[1]) * values.reshape(groups, 1, -1)
+    per_group = taps.reshape(groups, -1, taps.shape[1]) * inputs.reshape(groups, 1, -1)
     return np.asarray(per_group.sum(axis=2).reshape(-1))
-
-
-def _fitted(variances: Floats, one: Rounded) -> Floats:
-    """One variance per input channel; their mean for all where the channels lie on another axis than the second."""
-    if one.node.op_type == "Conv":
-        width = one.exact.shape[1] * group_of(one.node)
-    else:
-        transposed = any(item.name == "transB" and item.i for item in one.node.attribute)
-        width = one.exact.shape[1 if transposed else 0]
-    return variances if variances.shape == (width,) else np.full(width, variances.mean())
 
 
 def _along(one: Rounded) -> tuple[int, ...]:

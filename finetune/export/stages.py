@@ -72,13 +72,13 @@ def export_all(
     judge: Judge,
     torch_logits: Logits,
     model_folder: Path,
-    calibration_rows: Sequence[Any] = (),
+    training_rows: Sequence[Any] = (),
     progress: Callable[[str], None],
 ) -> ExportResult:
     """Write `folder`/onnx/model.onnx and, where one passes, model.int8.onnx; measure and gate them.
 
     `rows` and `labels` are the validation split, encoded by `encoder`; `torch_logits` (N, C) are its logits in the same
-    order. `calibration_rows` are encoded training rows, of which the plan's number is drawn; static int8 needs them.
+    order. `training_rows` are encoded too; of them the plan's number is drawn to calibrate static int8 on.
     `model_folder` holds the model as transformers loads it. `progress` is given one line per step.
     GateError if fp32 ONNX misses a gate, ExportError if a form cannot be built or gives logits that are not finite.
     """
@@ -89,7 +89,7 @@ def export_all(
     yardstick = Yardstick(kind.prepared(encoder), rows, labels, judge, kind)
     native = int8_target(cpu().flags)
     target = native if plan.int8_cpu == "native" else plan.int8_cpu
-    calibration = kind.spread_rows(encoder, calibration_rows, min(plan.calibration_rows, len(calibration_rows)))
+    calibration = kind.spread_rows(encoder, training_rows, min(plan.calibration_rows, len(training_rows)))
     with evaluating(model), tempfile.TemporaryDirectory(prefix=".int8-", dir=folder) as scratch:
         predict = torch_predict(model)
         progress("ONNX: exporting")

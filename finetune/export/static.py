@@ -14,20 +14,19 @@ Needs onnx and onnxruntime; imports no torch.
 from __future__ import annotations
 
 import copy
-import logging
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
-from finetune.errors import ExportError
+from finetune.errors import ExportError, nearest
 from finetune.export.calibrate import Range, Statistics
-from finetune.export.graph import group_of, unmark_prepared
+from finetune.export.graph import group_of, unheard, unmark_prepared
 from finetune.export.onnx import save_onnx
 from finetune.export.refit import Refit
+from finetune.hardware import INT8_TARGETS
 
 WEIGHTED_OPS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 PLAIN_OPS = (*WEIGHTED_OPS, "Add", "Clip", "Relu", "MaxPool", "AveragePool", "GlobalAveragePool", "Concat", "Flatten", "Reshape", "Squeeze", "Transpose", "Resize", "Pad")  # fmt: skip
@@ -50,13 +49,16 @@ class Arithmetic:
 
 
 def arithmetics(target: str, gated: bool) -> tuple[Arithmetic, ...]:
-    """What to try for a processor kind; `gated` tells whether the graph has `GATED_OPS`."""
-    plain = {
-        "avx2": _NARROW,
-        "avx512": _NARROW,
-    }.get(target, (Arithmetic("u8s8 per-channel"),))
-    careful = [Arithmetic(f"{plain[0].name}, gates fp32", plain[0].weights, plain[0].reduce_range, gated=False)]
-    return (*plain, *(careful if gated else []))
+    """What to try for a processor kind of `finetune.hardware.INT8_TARGETS`; `gated` tells whether the graph has `GATED_OPS`.
+
+    avx2 and avx512 (without VNNI) saturate on u8·s8, so dense weights are unsigned there, or signed with 7 bits; VNNI, AMX
+    and Arm's dot product add in 32 bits and take signed ones with all 8.
+    """
+    if target not in INT8_TARGETS:
+        raise ExportError(f"export.int8.cpu: unknown processor kind '{target}'{nearest(target, INT8_TARGETS)}")
+    plain = _NARROW if target in ("avx2", "avx512") else (Arithmetic("u8s8 per-channel"),)
+    careful = replace(plain[0], name=f"{plain[0].name}, gates fp32", gated=False)
+    return (*plain, careful) if gated else plain
 
 
 _NARROW = (
@@ -81,12 +83,12 @@ def quantize_static_int8(
 
     source = onnx.shape_inference.infer_shapes(onnx.load(str(fp32)))
     try:
-        with _unheard():
+        with unheard():
             proto = _quantize(source, arithmetic, ranges, spared)
     except Exception as error:  # the quantizer raises bare Exception, ValueError, KeyError and protobuf's own errors
         reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
         raise ExportError(f"{fp32}: cannot be quantised as {arithmetic.name} ({reason})") from error
-    _leave_outputs(proto)
+    _leave_outputs(source, proto)
     Refit(source, proto).correct(statistics)
     keep_float(proto, spared)
     unmark_prepared(proto)
@@ -127,13 +129,18 @@ def _depthwise_weights(graph: Any) -> list[str]:
     ]
 
 
-def _leave_outputs(proto: Any) -> None:
-    """Give the logits as they were computed: 256 levels would be too few for a number or a probability."""
+def _leave_outputs(source: Any, proto: Any) -> None:
+    """Give the logits as they were computed: 256 levels would be too few for a number or a probability.
+
+    Where the quantizer dropped a last Relu or Clip, because rounding into its range does the same, the levels stay.
+    """
     graph = proto.graph
+    kept = {node.name for node in graph.node}
+    own = {name: node.name for node in source.graph.node for name in node.output}
     makers = {name: node for node in graph.node for name in node.output}
     for value in graph.output:
         last = makers.get(value.name)
-        if last is None or last.op_type != "DequantizeLinear":
+        if last is None or last.op_type != "DequantizeLinear" or own[value.name] not in kept:
             continue
         first = makers[last.input[0]]
         if first.op_type != "QuantizeLinear":
@@ -164,24 +171,3 @@ def keep_float(proto: Any, spared: tuple[str, ...]) -> None:
             node.output[0] = f"{output}_float"
             guard = helper.make_node("LeakyRelu", [node.output[0]], [output], f"{node.name}/keep", alpha=1.0)
             graph.node.insert(index + 1, guard)
-
-
-@contextmanager
-def _unheard() -> Iterator[None]:
-    """Keep the quantizer's notes, which it writes to the root logger, from the user, and that logger as it was.
-
-    Logging through a root logger without handlers gives it one for good. Other loggers are not touched: a filter on a
-    logger is asked about what is logged to it directly, not about what is passed up to it.
-    """
-    root, silent = logging.getLogger(), logging.NullHandler()
-
-    def drop(record: logging.LogRecord) -> bool:
-        return False
-
-    root.addHandler(silent)
-    root.addFilter(drop)
-    try:
-        yield
-    finally:
-        root.removeFilter(drop)
-        root.removeHandler(silent)

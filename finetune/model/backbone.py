@@ -25,6 +25,7 @@ from finetune.model.heads import (
 )
 from finetune.model.pickles import convert_pickle
 from finetune.model.quiet import quiet_transformers
+from finetune.model.scale import require_shift
 from finetune.model.timm_groups import timm_layer_groups
 from finetune.model_files import first_line
 
@@ -80,8 +81,8 @@ def load_backbone(
     labels: their names, or none for a number; problem_type: as in the configurations of transformers; pad_token_id: what
     the tokenizer of a text model pads with; drop_path: stochastic depth; probe: a small input of the network, a short
     text if None. Neither torch's generator nor transformers' settings change.
-    SourceError when weights of the pretrained body are missing or it cannot be divided into layer groups, RecipeError
-    when the head has no dropout to set or the network no stochastic depth.
+    SourceError when weights of the pretrained body are missing, it cannot be divided into layer groups, or a regression's
+    last layer has no bias; RecipeError when the head has no dropout to set or the network no stochastic depth.
     """
     with quiet_transformers(), torch.random.fork_rng(devices=[]):
         config = configure(
@@ -99,9 +100,12 @@ def load_backbone(
         for names in (new, fresh - new):
             torch.manual_seed(seed)
             renew(module, names)
+    if problem_type == "regression":
+        require_shift(module, fresh)
     if dropout is not None and config.model_type != TIMM:
         set_head_dropout(module, dropout)
-    return TransferModel(module, groups, fresh, getattr(config, "architecture", None) or type(module).__name__)
+    architecture = config.architecture if config.model_type == TIMM else type(module).__name__
+    return TransferModel(module, groups, fresh, architecture)
 
 
 def _load(folder: Path, auto_class: str, config: Any) -> tuple[Any, set[str], set[str]]:

@@ -33,8 +33,7 @@ def image_preprocess(folder: Path, image_size: int | None, max_pixels: int) -> I
     config = read_json_object(folder / "config.json")
     read = _of_timm if is_timm_config(config) else _of_transformers
     try:
-        settings = read(folder, config)
-        return replace(_resized(settings, image_size) if image_size else settings, max_pixels=max_pixels)
+        return replace(read(folder, config, image_size), max_pixels=max_pixels)
     except (BundleError, TypeError, ValueError, ZeroDivisionError, OverflowError) as error:
         # Values of a kind that no preprocessing takes, such as a mean of two numbers.
         raise _refusal(folder, f"holds a value that cannot be used ({error})") from error
@@ -78,26 +77,10 @@ def _refusal(folder: Path, what: str) -> SourceError:
     return SourceError(f"backbone '{folder}': its image preprocessing {what}; choose another backbone")
 
 
-def _resized(settings: ImagePreprocess, edge: int) -> ImagePreprocess:
-    """The same share of the picture at another size; timm's own rounding down (a share of 0.875 makes 256 of 224)."""
-    scale = [edge / before for before in settings.crop]
-
-    def to(before: int, axis: int) -> int:
-        # A thousandth more, because 224 · 256/224 may come out a hair below 256.
-        return math.floor(before * scale[axis] + 1e-3)
-
-    resize = settings.resize
-    if isinstance(resize, tuple):
-        resize = (to(resize[0], 0), to(resize[1], 1))
-    elif resize is not None:
-        resize = to(resize, 0 if settings.crop[0] <= settings.crop[1] else 1)
-    return replace(settings, crop=(edge, edge), resize=resize)
-
-
 # timm
 
 
-def _of_timm(folder: Path, config: Mapping[str, Any]) -> ImagePreprocess:
+def _of_timm(folder: Path, config: Mapping[str, Any], image_size: int | None) -> ImagePreprocess:
     """As timm.data.create_transform reads `pretrained_cfg` for evaluation."""
     cfg = config["pretrained_cfg"]
     if not isinstance(cfg, Mapping):
@@ -109,6 +92,8 @@ def _of_timm(folder: Path, config: Mapping[str, Any]) -> ImagePreprocess:
     made_for = arguments.get("img_size") if isinstance(arguments, Mapping) else None
     if made_for is not None:
         size = [made_for, made_for] if isinstance(made_for, int) else list(made_for)
+    if image_size is not None:
+        size = [image_size, image_size]
     share = cfg.get("crop_pct") or 0.875
     crop = (int(size[0]), int(size[1]))
     scaled = (math.floor(crop[0] / share), math.floor(crop[1] / share))
@@ -145,7 +130,7 @@ _TIMM_MODES: dict[str, Callable[[tuple[int, int], tuple[float, ...]], dict[str, 
 # transformers
 
 
-def _of_transformers(folder: Path, config: Mapping[str, Any]) -> ImagePreprocess:
+def _of_transformers(folder: Path, config: Mapping[str, Any], image_size: int | None) -> ImagePreprocess:
     saved = _saved_processor(folder)
     name, processor = _processor(folder, saved, config)
     fields = {**processor.fields, **saved}
@@ -161,7 +146,7 @@ def _of_transformers(folder: Path, config: Mapping[str, Any]) -> ImagePreprocess
     if crop is None:
         raise _refusal(folder, f"({name}) leaves pictures of different sizes, as do_center_crop is false")
     mean, std = processor.normalise(fields)
-    return ImagePreprocess(
+    settings = ImagePreprocess(
         crop=crop,
         resize=resized.resize,
         resize_mode=resized.mode,
@@ -170,6 +155,22 @@ def _of_transformers(folder: Path, config: Mapping[str, Any]) -> ImagePreprocess
         mean=mean,
         std=std,
     )
+    return settings if image_size is None else _resized(settings, image_size)
+
+
+def _resized(settings: ImagePreprocess, edge: int) -> ImagePreprocess:
+    """The same share of the picture at another size."""
+
+    def to(before: int, axis: int) -> int:
+        # Rounded down as these libraries do, but not because of a product a hair below a whole number.
+        return math.floor(before * edge / settings.crop[axis] + 1e-3)
+
+    resize = settings.resize
+    if isinstance(resize, tuple):
+        resize = (to(resize[0], 0), to(resize[1], 1))
+    elif resize is not None:
+        resize = to(resize, 0 if settings.crop[0] <= settings.crop[1] else 1)
+    return replace(settings, crop=(edge, edge), resize=resize)
 
 
 def _saved_processor(folder: Path) -> dict[str, Any]:

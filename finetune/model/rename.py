@@ -53,7 +53,7 @@ def checkpoint_from_weights(weights: Path, into: Path, *, architecture: str, ren
         for name, value in wanted.items()
     }
     save_file(tensors, into / "model.safetensors", metadata={"format": "pt"})
-    (into / "config.json").write_text(json.dumps(_config(name, network), indent=2), "utf-8")
+    (into / "config.json").write_text(json.dumps(_config(name, architecture, network), indent=2), "utf-8")
     for path in weights.parent.iterdir():
         if path.is_file() and any(fnmatch(path.name, pattern) for pattern in LEGAL_FILES):
             shutil.copyfile(path, into / path.name)
@@ -80,14 +80,17 @@ def _read(weights: Path, into: Path) -> dict[str, torch.Tensor]:
 
 
 def _known(architecture: str) -> str:
-    """The architecture's name without a tag; SourceError when timm has no such network."""
+    """The architecture's name without a tag; SourceError when timm has no such network, or no such tag of it."""
     import timm
 
-    name = architecture.partition(".")[0]
+    name, _, tag = architecture.partition(".")
     if not timm.is_model(name):
         raise SourceError(
             f"backbone.architecture: timm has no network '{architecture}'{nearest(name, timm.list_models())}"
         )
+    tagged = timm.list_pretrained(f"{name}.*")
+    if tag and architecture not in tagged:
+        raise SourceError(f"backbone.architecture: timm has no weights '{architecture}'{nearest(architecture, tagged)}")
     return name
 
 
@@ -132,12 +135,14 @@ def _by_name(weights: Path, found: Tensors, rename: Mapping[str, str]) -> dict[s
 
 def _classes(network: Any, found: Tensors, sources: Mapping[str, str]) -> int:
     """How many labels the file's classifier knows; the architecture's own number when that cannot be told."""
-    rows = {
-        found[sources[name]].shape[0]
-        for name in classifier_parameters(network)
-        if name.endswith("bias") and name in sources and found[sources[name]].ndim == 1
-    }
-    return rows.pop() if len(rows) == 1 else int(network.num_classes)
+    known = int(network.num_classes)
+    wanted = network.state_dict()
+    rows = set()
+    for name in classifier_parameters(network):
+        have, want = found.get(sources.get(name, "")), wanted[name]
+        if have is not None and want.shape[0] == known and have.ndim == want.ndim and have.shape[1:] == want.shape[1:]:
+            rows.add(have.shape[0])
+    return rows.pop() if len(rows) == 1 else known
 
 
 def _check(weights: Path, architecture: str, found: Tensors, sources: Mapping[str, str], wanted: Tensors) -> None:
@@ -165,16 +170,16 @@ def _kind(tensor: torch.Tensor) -> str:
     return f"{shape} of {str(tensor.dtype).removeprefix('torch.')}"
 
 
-def _config(architecture: str, network: Any) -> dict[str, Any]:
-    """config.json as on the hub: what to build, and how its pictures were prepared."""
+def _config(name: str, tagged: str, network: Any) -> dict[str, Any]:
+    """config.json as on the hub: what to build, and how its pictures were prepared (for weights of that tag, if any)."""
     import timm
 
-    pretrained = timm.get_pretrained_cfg(architecture)
+    pretrained = timm.get_pretrained_cfg(tagged)
     settings = pretrained.to_dict(remove_source=True) if pretrained is not None else {}
-    for name in ("architecture", "num_classes", "label_names", "label_descriptions", "label_offset", "custom_load"):
-        settings.pop(name, None)
+    for key in ("architecture", "num_classes", "label_names", "label_descriptions", "label_offset", "custom_load"):
+        settings.pop(key, None)
     return {
-        "architecture": architecture,
+        "architecture": name,
         "num_classes": network.num_classes,
         "num_features": network.num_features,
         "pretrained_cfg": settings,

@@ -7,34 +7,28 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import nn
 
 from finetune.errors import SourceError
 
 
-def target_scale(module: nn.Module, fresh: Collection[str], labels: NDArray[np.floating]) -> tuple[float, float]:
-    """Mean and standard deviation by which the training targets (N,) are standardised.
-
-    The mean is 0 where the last layer has no bias to fold it into (GPT-2, Llama), the deviation 1 where all are equal.
-    """
-    biased = all(layer.bias is not None for layer in _last_layers(module, fresh))
-    values = labels.astype(np.float64)
-    return float(values.mean()) if biased else 0.0, float(values.std()) or 1.0
+def require_shift(module: nn.Module, fresh: Collection[str]) -> None:
+    """SourceError when there is no last layer with one output, or it has no bias to fold a mean into (GPT-2, Llama)."""
+    if any(layer.bias is None for layer in _last_layers(module, fresh)):
+        raise SourceError(
+            f"{type(module).__name__}: its last layer has no bias, without which it cannot learn numbers around any mean; choose another backbone for a regression"
+        )
 
 
 @torch.no_grad()
 def fold_scale(module: nn.Module, fresh: Collection[str], mean: float, std: float) -> None:
     """Change the last layer, so that the network answers y·std + mean where it answered y.
 
-    fresh: names of the new parameters. SourceError when there is no last layer with one output, or it has no bias for
-    `mean`.
+    fresh: names of the new parameters. SourceError as `require_shift` says.
     """
+    require_shift(module, fresh)
     for layer in _last_layers(module, fresh):
-        if layer.bias is None and mean != 0:
-            raise SourceError(f"{type(module).__name__}: its last layer has no bias, so no mean can be folded into it")
         layer.weight.mul_(std)
         if layer.bias is not None:
             layer.bias.mul_(std).add_(mean)

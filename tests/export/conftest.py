@@ -1,4 +1,4 @@
-"""One tiny classifier, its tokenizer and its exported file, shared by all export tests: an export takes seconds."""
+"""A tiny text classifier with its tokenizer and a tiny convnet, and their exported files, shared by all export tests: an export takes seconds."""
 
 from __future__ import annotations
 
@@ -6,10 +6,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from tiny_convnets import ENCODER, Exported, depthwise_net, pictures
 from tiny_encoders import MAX_LENGTH, WORDS, Setting, build
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
-from finetune.export import text
+from finetune.export import image, text
+from finetune.export.calibrate import collect
 from finetune.export.onnx import evaluating, export_onnx
 from finetune.export.parity import predict_rows
 from finetune.export.stages import torch_predict
@@ -51,3 +53,14 @@ def setting(encoder: TextEncoder, rows: list[Encoded], tmp_path_factory: pytest.
     path = folder / "onnx" / "model.onnx"
     export_onnx(model, encoder.collate(rows[:2]), path, axes=text.axes(encoder))
     return Setting(model, folder / "model", encoder, rows, logits.argmax(axis=1), logits, path)
+
+
+@pytest.fixture(scope="session")
+def convnet(tmp_path_factory: pytest.TempPathFactory) -> Exported:
+    folder = tmp_path_factory.mktemp("convnet")
+    model, rows = depthwise_net(), ENCODER.encode(pictures(48))
+    export_onnx(model, image.example(ENCODER, rows), folder / "model.onnx", axes=image.axes(ENCODER))
+    calibration = (ENCODER.collate([row]) for row in pictures(40, seed=1))
+    statistics = collect(folder / "model.onnx", calibration, folder)
+    logits = predict_rows(torch_predict(model), ENCODER, rows, 16)
+    return Exported(model, folder / "model.onnx", statistics, rows, logits, logits.argmax(axis=1))

@@ -85,9 +85,9 @@ def test_pixels_are_those_of_timms_transform(
 
 
 def test_an_empty_configuration_means_timms_defaults(tmp_path: Path) -> None:
-    settings = image_preprocess(timm_config(tmp_path), None, 1234)
+    settings = image_preprocess(timm_config(tmp_path), None, 12345)
     np.testing.assert_allclose(ours(settings, picture(300, 30)), timm_pixels({"x": 1}, picture(300, 30)), atol=1e-6)
-    assert settings.max_pixels == 1234
+    assert settings.max_pixels == 12345
 
 
 def test_the_size_that_a_checkpoint_was_built_for_counts(tmp_path: Path) -> None:

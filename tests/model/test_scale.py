@@ -6,7 +6,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from tiny_models import load, save_body
@@ -15,7 +14,7 @@ from torch import nn
 
 from finetune.errors import SourceError
 from finetune.model.backbone import TransferModel
-from finetune.model.scale import fold_scale, target_scale
+from finetune.model.scale import fold_scale
 
 NUMBER: dict[str, Any] = {"problem_type": "regression", "labels": (), "outputs": 1}
 IDS = torch.tensor([[7, 8, 9, 2], [9, 9, 3, 2]])
@@ -66,22 +65,10 @@ def test_the_mean_of_two_classifiers_is_scaled_once(tmp_path: Path) -> None:
     assert torch.equal(module.body.weight, body)
 
 
-def test_targets_are_standardised_by_their_own_mean_and_deviation(tmp_path: Path) -> None:
-    model = load_picture_model(timm_folder(tmp_path, "test_resnet", labels=4), **NUMBER)
-    labels = np.array([1.0, 2.0, 6.0], np.float32)
-    assert target_scale(model.module, model.fresh, labels) == pytest.approx((3.0, np.std([1, 2, 6])))
-    assert target_scale(model.module, model.fresh, np.full(5, 7.0, np.float32)) == (7.0, 1.0)
-
-
-def test_a_last_layer_without_bias_scales_but_does_not_shift(tmp_path: Path) -> None:
-    model = text_model("gpt2")(tmp_path)
-    mean, std = target_scale(model.module, model.fresh, np.array([1.0, 3.0], np.float32))
-    assert (mean, std) == (0.0, 1.0)
-    before = answers(model)
-    fold_scale(model.module, model.fresh, 0.0, 4.0)
-    torch.testing.assert_close(answers(model), before * 4)
-    with pytest.raises(SourceError, match="no bias, so no mean"):
-        fold_scale(model.module, model.fresh, 1.0, 1.0)
+@pytest.mark.parametrize("name", ["gpt2", "llama"])
+def test_a_last_layer_without_bias_is_refused_before_training(tmp_path: Path, name: str) -> None:
+    with pytest.raises(SourceError, match="its last layer has no bias"):
+        text_model(name)(tmp_path)
 
 
 def test_a_head_with_several_outputs_is_refused(tmp_path: Path) -> None:
