@@ -7,15 +7,7 @@ from pathlib import Path
 import pytest
 
 from finetune.errors import BundleError
-from finetune.upkeep import check_bundle, export_again, probe_texts
-
-
-def test_probe_texts_grow_and_are_always_the_same() -> None:
-    texts = probe_texts(["[PAD]", "##s", "ship", "tide"], 64)
-    assert texts == probe_texts(["[PAD]", "##s", "ship", "tide"], 64)
-    assert len(texts[0].split()) == 1
-    assert len(texts[-1].split()) == 64
-    assert set(" ".join(texts).split()) == {"ship", "tide"}
+from finetune.upkeep import check_bundle, export_again
 
 
 def test_exporting_again_is_refused_when_the_data_have_changed(tmp_path: Path, tiny_backbone: Path) -> None:
