@@ -47,7 +47,9 @@ def describe_run(recipe: Recipe, fingerprint: str) -> dict[str, Any]:
 def describe_backbone(recipe: Recipe, checked: Checked, setup: Setup) -> dict[str, Any]:
     """report["backbone"]."""
     source = checked.backbone
-    weights = sorted(setup.folder.glob("*.safetensors"))
+    # A file of bare weights is told by its own hash, not by that of the checkpoint made of it.
+    bare = [source.path] if source.kind == "file" and source.path is not None else []
+    weights = bare or sorted(setup.folder.glob("*.safetensors"))
     return {
         "name": source.name,
         "hub_id": recipe.card.base_model or (source.name.partition("@")[0] if source.kind == "hub" else None),

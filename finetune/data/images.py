@@ -14,13 +14,11 @@ from finetune.data.near_images import near_image_pairs
 from finetune.data.pictures import Picture, look_at_all
 from finetune.data.rows import Input
 from finetune.errors import DataError
-from finetune.preprocess.image_file import ImageFile, open_image
+from finetune.preprocess.image_file import IMAGE_SUFFIXES, ImageFile, open_image
 from finetune.recipe.types import DataSettings
 from finetune.sources import find_source
 
-IMAGE_FILES = ClassFiles(
-    frozenset((".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff")), "image files such as .jpg or .png"
-)
+IMAGE_FILES = ClassFiles(IMAGE_SUFFIXES, "image files such as .jpg or .png")
 _SIZES = 10
 _LOOKED_FOR = 20_000  # files whose existence is checked early: more would take longer than a check may
 _OPENED = 32  # images opened early, spread over the rows …

@@ -23,6 +23,13 @@ from finetune.errors import DataError
 
 # Formats that are known by their first bytes and need no other program: Pillow would hand an EPS to Ghostscript.
 FORMATS = ("JPEG", "PNG", "GIF", "BMP", "TIFF", "WEBP", "AVIF", "JPEG2000", "PPM", "QOI", "PCX", "SGI")
+# Extensions by which files of these formats are found in folders. A file that is named itself may have any.
+IMAGE_SUFFIXES = frozenset(
+    {
+        ".avif", ".bmp", ".gif", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg", ".pbm",
+        ".pcx", ".pgm", ".png", ".ppm", ".qoi", ".sgi", ".tif", ".tiff", ".webp",
+    }
+)  # fmt: skip
 MAX_PIXELS = 50_000_000
 
 _ORIENTATION = 0x0112

@@ -10,12 +10,13 @@ import codecs
 import csv
 import io
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from finetune.errors import DataError, nearest
+from finetune.preprocess.image_file import IMAGE_SUFFIXES
 
 FORMATS = {".csv": "csv", ".tsv": "tsv", ".jsonl": "jsonl", ".ndjson": "jsonl", ".parquet": "parquet"}
 SPLIT_NAMES = {
@@ -26,7 +27,6 @@ SPLIT_NAMES = {
 TEXT_NAMES = ("text", "sentence", "review", "content", "body", "document", "message", "comment", "utterance", "tweet",
               "article", "question", "query", "description", "title", "headline")  # fmt: skip
 IMAGE_NAMES = ("image", "img", "picture", "photo", "file", "filename", "file_name", "path", "filepath", "image_path")
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff")
 LABEL_NAMES = ("label", "labels", "category", "class", "target", "sentiment", "topic", "intent", "rating", "stars",
                "score", "tag", "y", "label_text")  # fmt: skip
 _BYTES = 256 * 1024
@@ -80,7 +80,7 @@ def look_at(path: Path, input_column: str | None = None, label_column: str | Non
     )
 
 
-def _holds(folder: Path, suffixes: Sequence[str]) -> bool:
+def _holds(folder: Path, suffixes: Collection[str]) -> bool:
     return any(entry.suffix.lower() in suffixes for entry in folder.iterdir())
 
 
@@ -135,7 +135,7 @@ def _all_images(rows: Sequence[Row], column: str) -> bool:
 def _is_image(value: object) -> bool:
     if isinstance(value, Mapping):
         return bool(value.get("bytes") or _is_image(value.get("path")))
-    return isinstance(value, bytes) or (isinstance(value, str) and value.strip().lower().endswith(IMAGE_SUFFIXES))
+    return isinstance(value, bytes) or (isinstance(value, str) and Path(value.strip().lower()).suffix in IMAGE_SUFFIXES)
 
 
 def _beginning(path: Path) -> tuple[str, str]:

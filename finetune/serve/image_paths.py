@@ -10,12 +10,7 @@ from typing import NoReturn
 
 from finetune.disk import reading
 from finetune.errors import DataError
-
-# Of the formats that `open_image` reads. A file that is named itself may have any extension.
-IMAGE_SUFFIXES = {
-    ".avif", ".bmp", ".gif", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg", ".pbm",
-    ".pcx", ".pgm", ".png", ".ppm", ".qoi", ".sgi", ".tif", ".tiff", ".webp",
-}  # fmt: skip
+from finetune.preprocess.image_file import IMAGE_SUFFIXES
 
 
 def find_images(names: str | Path | Sequence[str | Path]) -> list[Path]:
