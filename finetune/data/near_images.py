@@ -2,7 +2,7 @@
 
 Candidates are found by perceptual hash (pHash: the signs of an image's low cosine frequencies; Zauner 2010, Implementation and
 Benchmarking of Perceptual Image Hash Functions) and confirmed on pixels, because images of one kind share low frequencies:
-of the 2,624 solar cells of ELPV 639 pairs lie within 4 bits, and not one of them is a copy.
+many pairs of ELPV's solar cells lie within 4 bits, and not one of them is a copy.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from finetune.data.pictures import CHROMA_SIDE, SIDE, Picture
 
 CORRELATION = 0.9985
-"""Least correlation of two thumbnails that are one picture. On ELPV the likest of different cells reach 0.9982; copies of
-half the size or as JPEG of quality 75 stay above 0.9990, and nearly all darkened by 30 % above 0.9985."""
+"""Least correlation of two thumbnails that are one picture: just above the likest of ELPV's different cells, and below nearly
+all copies of them that tests/data/test_data_images.py makes."""
 
 _BITS = 64
 _FREQUENCIES = 8
