@@ -164,13 +164,14 @@ def test_several_labels_a_picture(tmp_path: Path, convnet: Path) -> None:
     assert all(set(answer.labels) <= {"striped", "lined"} for answer in answers)
 
 
+@pytest.mark.parametrize("memory_format", ["contiguous", "channels_last"])
 def test_a_run_that_was_stopped_sees_the_same_pictures_when_it_goes_on(
-    tmp_path: Path, convnet: Path, pictures: Path
+    tmp_path: Path, convnet: Path, pictures: Path, memory_format: str
 ) -> None:
     path = write_image_recipe(tmp_path, convnet, pictures)
     settings = [
         "transfer.epochs=1", "train.augment.color_jitter=0.2", "train.augment.random_erasing=0.5", "export.int8.mode=off",
-        "evaluation.gradcam=0", "data.limit=90",
+        "evaluation.gradcam=0", "data.limit=90", f"train.memory_format={memory_format}",
     ]  # fmt: skip
     steps: list[Event] = []
     stopped = load_recipe(path, [*settings, f"output={tmp_path / 'stopped'}"])
@@ -216,7 +217,7 @@ def test_two_processes_train_one_convnet(tmp_path: Path, convnet: Path, pictures
         sys.executable, "-m", "torch.distributed.run", "--nnodes=1", "--nproc-per-node=2", "--rdzv-backend=c10d",
         "--rdzv-endpoint=127.0.0.1:0", "--local-addr=127.0.0.1", "-m", "finetune", "run", str(path),
         f"output={tmp_path / 'bundle'}", "data.limit=60", "transfer.epochs=1", "train.device=cpu", "export.int8.mode=off",
-        "evaluation.gradcam=0", "--quiet",
+        "evaluation.gradcam=0", "train.memory_format=channels_last", "--quiet",
     ]  # fmt: skip
     alone = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo", "CUDA_VISIBLE_DEVICES": ""}
     done = subprocess.run(command, capture_output=True, text=True, env=alone, timeout=280)

@@ -38,7 +38,9 @@ def set_up(recipe: Recipe, checked: Checked, data: LabelledData, scale: Scale, a
     """See `SetUp`; images stay encoded until a batch needs them."""
     task, target = checked.task, checked.task.target
     folder = _folder(recipe, checked, accelerator.process_index)
-    encoder = ImageEncoder(image_preprocess(folder, recipe.data.image_size, recipe.data.max_pixels))
+    encoder = ImageEncoder(
+        image_preprocess(folder, recipe.data.image_size, recipe.data.max_pixels, recipe.data.image_crop)
+    )
     height, width = encoder.settings.size
 
     def picture(_: nn.Module) -> dict[str, torch.Tensor]:

@@ -20,20 +20,25 @@ from finetune.model_files import is_timm_config, read_json_object
 from finetune.preprocess import ImagePreprocess
 from finetune.preprocess.image import Interpolation
 
+_TIMM_CROP = 0.875  # share of each edge that timm keeps where a configuration does not say
 # Classes that resize so in every version of transformers that can read the weights.
 _CLASS_OF_MODE = {"shorter_edge": "CLIPImageProcessor", "squash": "DeiTImageProcessor"}
 
 
-def image_preprocess(folder: Path, image_size: int | None, max_pixels: int) -> ImagePreprocess:
+def image_preprocess(
+    folder: Path, image_size: int | None, max_pixels: int, kept: float | None = None
+) -> ImagePreprocess:
     """The preprocessing that the backbone in `folder` was trained with.
 
-    image_size: height and width in pixels that the network shall see instead of the backbone's own; the share of the
-    picture that is cropped away stays. SourceError when the folder does not say, or says what cannot be followed.
+    image_size: height and width in pixels that the network shall see instead of the backbone's own; kept: share of each
+    edge that the centre crop shall keep, the backbone's own if None. SourceError when the folder does not say, or says what
+    cannot be followed.
     """
     config = read_json_object(folder / "config.json")
     read = _of_timm if is_timm_config(config) else _of_transformers
     try:
-        return replace(read(folder, config, image_size), max_pixels=max_pixels)
+        settings = replace(read(folder, config, image_size), max_pixels=max_pixels)
+        return settings if kept is None else _cropped(folder, settings, kept)
     except (BundleError, TypeError, ValueError, ZeroDivisionError, OverflowError) as error:
         # Values of a kind that no preprocessing takes, such as a mean of two numbers.
         raise _refusal(folder, f"holds a value that cannot be used ({error})") from error
@@ -47,7 +52,9 @@ def save_image_processor(folder: Path, settings: ImagePreprocess) -> None:
     file = folder / "config.json"
     config = read_json_object(file)
     if is_timm_config(config):
-        config["pretrained_cfg"]["input_size"] = [3, *settings.size]
+        cfg = config["pretrained_cfg"]
+        cfg["input_size"] = [3, *settings.size]
+        cfg["crop_pct"] = _share(settings, cfg.get("crop_pct") or _TIMM_CROP)
         write_json(file, config)
         return
     height, width = settings.crop
@@ -73,6 +80,26 @@ def save_image_processor(folder: Path, settings: ImagePreprocess) -> None:
     )
 
 
+def _cropped(folder: Path, settings: ImagePreprocess, kept: float) -> ImagePreprocess:
+    """The same network input from a centre crop that keeps this share of each edge."""
+    height, width = (math.floor(edge / kept + 1e-9) for edge in settings.crop)
+    if settings.resize_mode != "shorter_edge":
+        return replace(settings, resize=(height, width))
+    if height != width:
+        raise _refusal(folder, "resizes by the shorter edge to what is no square, so leave data.image_crop out")
+    return replace(settings, resize=height)
+
+
+def _share(settings: ImagePreprocess, written: float) -> float:
+    """timm's crop_pct for these settings: what is written already if it leads to them, else the nearest that does."""
+    resize = settings.resize if isinstance(settings.resize, tuple) else (settings.resize, settings.resize)
+    if resize[0] is None or math.floor(settings.crop[0] / written) == resize[0]:
+        return written
+    share = settings.crop[0] / resize[0]
+    # Rounded, the quotient may be a hair too large, and then the edge that timm rounds down is a pixel short.
+    return share if math.floor(settings.crop[0] / share) == resize[0] else math.nextafter(share, 0)
+
+
 def _refusal(folder: Path, what: str) -> SourceError:
     return SourceError(f"backbone '{folder}': its image preprocessing {what}; choose another backbone")
 
@@ -94,7 +121,7 @@ def _of_timm(folder: Path, config: Mapping[str, Any], image_size: int | None) ->
         size = [made_for, made_for] if isinstance(made_for, int) else list(made_for)
     if image_size is not None:
         size = [image_size, image_size]
-    share = cfg.get("crop_pct") or 0.875
+    share = cfg.get("crop_pct") or _TIMM_CROP
     crop = (int(size[0]), int(size[1]))
     scaled = (math.floor(crop[0] / share), math.floor(crop[1] / share))
     mean = tuple(cfg.get("mean") or (0.485, 0.456, 0.406))

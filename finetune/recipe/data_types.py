@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from finetune.recipe.settings import Count, Settings, Share
+from finetune.recipe.settings import Count, Settings, Share, WholeShare
 
 
 class SplitSettings(Settings):
@@ -91,6 +91,9 @@ class DataSettings(Settings):
     """Text tasks: longest input in tokens, special tokens included; longer texts are truncated, and the share is reported."""
     image_size: Annotated[int, Field(ge=16, le=4096)] | None = None
     """Image tasks: height and width in pixels that the network sees; the backbone's own when absent."""
+    image_crop: WholeShare | None = None
+    """Image tasks: share of each edge that the centre crop keeps, 1 for the whole picture; the backbone's own when absent, which
+    often cuts the border away."""
     unreadable: Literal["refuse", "skip"] = "refuse"
     """Image tasks: what to do about files that are truncated, too large or no images; either way they are named."""
     max_pixels: Annotated[int, Field(ge=4096, le=2**31 - 1)] = 50_000_000

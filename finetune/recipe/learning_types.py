@@ -169,6 +169,9 @@ class TrainSettings(Settings):
     workers: Literal["auto"] | Annotated[int, Field(ge=0, le=64)] = "auto"
     """Image tasks: processes that read and augment images ahead of the step; `auto` is none on a CPU, which the step itself fills,
     and one per two cores, at most 8, beside a GPU."""
+    memory_format: Literal["auto", "contiguous", "channels_last"] = "auto"
+    """Image tasks: how weights and activations of convolutions lie in memory while training. `auto` is `channels_last` on a CPU for
+    networks with depthwise convolutions (EfficientNet, MobileNet), which are faster so, and `contiguous` for others."""
     checkpoint_every_steps: Count | None = None
     """Also write a checkpoint every so many steps, not only after each epoch."""
     device: Literal["auto", "cpu"] = "auto"

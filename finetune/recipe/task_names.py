@@ -66,8 +66,8 @@ MODALITY_KEYS: dict[str, tuple[str, ...]] = {
     "text": ("data.text_column", "data.max_length", "data.audit.near_duplicate_similarity", "train.bucket_by_length", "export.bitsandbytes"),
     "image": (
         "backbone.architecture", "backbone.rename", "backbone.drop_path",
-        "data.image_column", "data.image_root", "data.image_size", "data.unreadable", "data.max_pixels", "data.audit.image_distance",
-        "train.augment", "train.workers", "transfer.batchnorm", "evaluation.gradcam", "export.int8.calibration_rows",
+        "data.image_column", "data.image_root", "data.image_size", "data.image_crop", "data.unreadable", "data.max_pixels", "data.audit.image_distance",
+        "train.augment", "train.workers", "train.memory_format", "transfer.batchnorm", "evaluation.gradcam", "export.int8.calibration_rows",
     ),
 }  # fmt: skip
 TARGET_KEYS: dict[str, tuple[str, ...]] = {

@@ -20,7 +20,7 @@ from accelerate.utils import broadcast_object_list, gather_object
 from finetune.data.batches import epoch_steps
 from finetune.errors import FinetuneError, Interrupted, TrainingError
 from finetune.train.checkpoint import Checkpoint, CheckpointFolder, Progress
-from finetune.train.device import release
+from finetune.train.device import memory_format, release
 from finetune.train.events import Callback, EpochEnded, Notice, PhaseStarted, StepEnded, TrainingResumed
 from finetune.train.job import Batch, Job, Result
 from finetune.train.loader import batches_ahead
@@ -65,6 +65,7 @@ def fit(
     job = replace(job, model=replace(whole, groups=groups))
     learned = groups.pick(job.plan.may_train)
     checkpoints = checkpoints.depending_on(backbone=digest(fingerprint(module)))
+    module.to(memory_format=memory_format(module, job.settings.memory_format, accelerator.device))
     # θ⁰, taken before any checkpoint is loaded.
     names = {name for group in learned for name in group.parameters} - job.model.fresh
     anchors = {
@@ -89,6 +90,7 @@ def fit(
     assert progress.best is not None, "every phase evaluates at least once"
     trained = {name for phase in progress.phases for name in phase["trainable"]}
     facts = settle_batchnorm(replace(job, model=whole), accelerator, trained, progress.best, emit)
+    module.to(memory_format=torch.contiguous_format)
     return Result(progress.history, progress.phases, progress.global_step, progress.choice, facts)
 
 

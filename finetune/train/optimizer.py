@@ -81,6 +81,9 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, torch
         for name, parameter in zip(part["names"], part["params"], strict=True):
             for field, value in by_name.get(name, {}).items():
                 # Step counters of unfused optimizers stay on the CPU; everything else lives beside its parameter. The copy
-                # lets go of the checkpoint's file.
-                on_device = field != "step" or bool(part.get("fused"))
-                optimizer.state[parameter][field] = value.to(parameter.device if on_device else "cpu", copy=True)
+                # lets go of the checkpoint's file, and lies in memory as the parameter does, which the fused kernel relies on.
+                if field == "step":
+                    device = parameter.device if part.get("fused") else torch.device("cpu")
+                    optimizer.state[parameter][field] = value.to(device, copy=True)
+                else:
+                    optimizer.state[parameter][field] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)

@@ -104,6 +104,51 @@ def test_another_size_keeps_the_share_that_is_cropped_away(tmp_path: Path) -> No
         np.testing.assert_allclose(ours(settings, picture(300, 200)), timm_pixels(cfg, picture(300, 200)), atol=1e-6)
 
 
+@given(
+    size=st.integers(32, 300),
+    kept=st.floats(0.3, 1.0),
+    mode=st.sampled_from([None, "squash", "border"]),
+)
+def test_another_crop_is_what_timm_does_with_it_and_is_saved(
+    tmp_path_factory: pytest.TempPathFactory, size: int, kept: float, mode: str | None
+) -> None:
+    cfg: dict[str, Any] = {"input_size": [3, 64, 64]} | ({"crop_mode": mode} if mode else {})
+    folder = timm_config(tmp_path_factory.mktemp("timm"), **cfg)
+    settings = image_preprocess(folder, size, 10**6, kept)
+    assert settings.crop == (size, size)
+    edge = settings.resize if isinstance(settings.resize, int) else settings.resize[0]
+    assert abs(edge * kept - size) < kept + 1e-6
+    save_image_processor(folder, settings)
+    assert image_preprocess(folder, None, 10**6) == settings
+
+
+def test_the_whole_picture_can_be_asked_for(tmp_path: Path) -> None:
+    folder = timm_config(tmp_path, input_size=[3, 64, 64], crop_pct=0.875)
+    settings = image_preprocess(folder, None, 10**6, 1.0)
+    assert (settings.crop, settings.resize) == ((64, 64), 64)
+    cfg = {"input_size": [3, 64, 64], "crop_pct": 1.0}
+    np.testing.assert_allclose(ours(settings, picture(90, 90)), timm_pixels(cfg, picture(90, 90)), atol=1e-6)
+
+
+def test_another_crop_of_a_classifier_of_transformers_is_saved(tmp_path: Path) -> None:
+    kind, fields = PROCESSORS["vit"]
+    source = write(tmp_path / "from", "preprocessor_config.json", {"image_processor_type": kind, **fields})
+    write(source, "config.json", {"model_type": "vit"})
+    settings = image_preprocess(source, 48, 10**6, 0.8)
+    assert (settings.crop, settings.resize) == ((48, 48), (60, 60))
+    folder = write(tmp_path / "to", "config.json", {"model_type": "vit"})
+    save_image_processor(folder, settings)
+    assert image_preprocess(folder, None, 10**6) == settings
+
+
+def test_a_crop_cannot_change_where_the_shorter_edge_goes_with_no_square(tmp_path: Path) -> None:
+    fields = {"image_processor_type": "CLIPImageProcessor", "crop_size": {"height": 32, "width": 48}}
+    write(tmp_path, "preprocessor_config.json", fields)
+    write(tmp_path, "config.json", {"model_type": "clip"})
+    with pytest.raises(SourceError, match=r"leave data\.image_crop out"):
+        image_preprocess(tmp_path, None, 10**6, 0.9)
+
+
 @pytest.mark.parametrize(
     ("cfg", "words"),
     [

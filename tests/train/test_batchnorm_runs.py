@@ -188,3 +188,17 @@ def test_l2sp_leaves_batchnorm_and_biases_out(tmp_path: Path) -> None:
     for name, free in moved[0].items():
         vector = jobs[0].model.module.get_parameter(name).ndim == 1
         assert (moved[1][name] > free / 2) == vector, name
+
+
+def test_the_order_of_pixels_in_memory_changes_only_how_sums_are_rounded(tmp_path: Path) -> None:
+    start = {name: p.detach().clone() for name, p in picture_job().model.module.named_parameters()}
+    trained = {}
+    for form in ("contiguous", "channels_last"):
+        job = rising(picture_job(batchnorm="freeze"))
+        job = replace(job, settings=job.settings.model_copy(update={"memory_format": form}))
+        train(job, tmp_path / form)
+        trained[form] = {name: p.detach() for name, p in job.model.module.named_parameters()}
+        assert all(p.is_contiguous() for p in trained[form].values())
+    apart = max(float((trained["contiguous"][name] - p).abs().max()) for name, p in trained["channels_last"].items())
+    moved = max(float((start[name] - p).abs().max()) for name, p in trained["channels_last"].items())
+    assert 0 < apart < moved / 50

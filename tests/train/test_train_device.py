@@ -14,7 +14,7 @@ from train_samples import small_model
 
 from finetune.errors import RecipeError
 from finetune.train import device
-from finetune.train.device import deterministic, make_accelerator, release
+from finetune.train.device import deterministic, make_accelerator, memory_format, release
 
 
 def flags(monkeypatch: pytest.MonkeyPatch, *found: str) -> None:
@@ -146,3 +146,13 @@ def test_everything_drawn_inside_depends_on_the_seed_alone() -> None:
     random.random(), np.random.rand(), torch.rand(1)
     assert draw(1) == first
     assert all(a != b for a, b in zip(draw(2), first))
+
+
+def test_networks_with_depthwise_convolutions_get_channels_last_on_a_cpu() -> None:
+    dense, depthwise = torch.nn.Conv2d(4, 4, 3), torch.nn.Sequential(torch.nn.Conv2d(4, 4, 3, groups=4))
+    on_cpu = torch.device("cpu")
+    assert memory_format(depthwise, "auto", on_cpu) == torch.channels_last
+    assert memory_format(dense, "auto", on_cpu) == torch.contiguous_format
+    assert memory_format(depthwise, "auto", torch.device("cuda")) == torch.contiguous_format
+    assert memory_format(dense, "channels_last", on_cpu) == torch.channels_last
+    assert memory_format(depthwise, "contiguous", on_cpu) == torch.contiguous_format
