@@ -5,6 +5,7 @@ from finetune.recipe.load import load_recipe, parse_overrides
 from finetune.recipe.schema import json_schema
 from finetune.recipe.starter import starter_recipe
 from finetune.recipe.types import (
+    AdapterSettings,
     AuditSettings,
     AugmentSettings,
     BackboneSettings,
@@ -12,11 +13,14 @@ from finetune.recipe.types import (
     DataSettings,
     EvaluationSettings,
     ExportSettings,
+    GeneralSettings,
+    GenerationSettings,
     HeadSettings,
     Int8Settings,
     L2SPSettings,
     LicenseAssertion,
     LicenseSettings,
+    MemorisationSettings,
     PhaseSettings,
     Recipe,
     SplitSettings,
@@ -25,6 +29,7 @@ from finetune.recipe.types import (
 )
 
 __all__ = [
+    "AdapterSettings",
     "AuditSettings",
     "AugmentSettings",
     "BackboneSettings",
@@ -32,11 +37,14 @@ __all__ = [
     "DataSettings",
     "EvaluationSettings",
     "ExportSettings",
+    "GeneralSettings",
+    "GenerationSettings",
     "HeadSettings",
     "Int8Settings",
     "L2SPSettings",
     "LicenseAssertion",
     "LicenseSettings",
+    "MemorisationSettings",
     "PhaseSettings",
     "Recipe",
     "SplitSettings",

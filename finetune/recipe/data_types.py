@@ -64,7 +64,7 @@ class DataSettings(Settings):
     format: Literal["auto", "folder", "csv", "tsv", "jsonl", "parquet", "hub"] = "auto"
     """How the source is laid out; `auto` decides from names. `folder` is one folder per class with a text or image per file."""
     text_column: str = "text"
-    """Text tasks: column with the text."""
+    """Text and language tasks: column with the text."""
     image_column: str = "image"
     """Image tasks: column with a path, or with the encoded bytes (Parquet, hub)."""
     image_root: str | None = None
@@ -87,8 +87,20 @@ class DataSettings(Settings):
     """What separates the fields of CSV and TSV files; what the format says when absent."""
     encoding: str = "utf-8"
     """Encoding of text, CSV and TSV files; several, separated by commas, are tried in turn on each file."""
+    prompt_column: str | None = None
+    """Language tasks: column with a prompt, whose answer is in `answer_column`; the loss is on the answers only."""
+    answer_column: str | None = None
+    """Language tasks: column with the answer to `prompt_column`."""
+    messages_column: str | None = None
+    """Language tasks: column with a conversation, a list of {"role", "content"}; the loss is on what the assistant says."""
+    packing: bool = True
+    """Language tasks: fill blocks of `max_length` tokens with whole documents or conversations, each of which sees only itself."""
+    overlong: Literal["split", "truncate", "refuse"] = "split"
+    """Language tasks: what to do with more than `max_length` tokens; `split` makes several pieces of a document (a conversation
+    is never split, so it is refused), `truncate` cuts the end off."""
     max_length: Annotated[int, Field(ge=4, le=131072)] = 128
-    """Text tasks: longest input in tokens, special tokens included; longer texts are truncated, and the share is reported."""
+    """Text and language tasks: longest input in tokens, special tokens included. Longer texts are truncated, and the share is
+    reported; of language tasks it is the length of a block."""
     image_size: Annotated[int, Field(ge=16, le=4096)] | None = None
     """Image tasks: height and width in pixels that the network sees; the backbone's own when absent."""
     image_crop: WholeShare | None = None

@@ -68,6 +68,23 @@ class PhaseSettings(Settings):
     """End the phase after this many epochs without improvement of `evaluation.metric`."""
 
 
+class AdapterSettings(Settings):
+    """Low-rank adapters (LoRA, Hu et al. 2022; DoRA, Liu et al. 2024) beside frozen weights, merged into them on export."""
+
+    kind: Literal["none", "lora", "dora"] = "none"
+    """`none` trains the weights themselves; `dora` also learns the magnitude of each weight's columns."""
+    rank: Count = 8
+    """Rank r of each update B·A."""
+    alpha: Positive = 16.0
+    """The update is scaled by alpha / rank."""
+    dropout: Fraction = 0.0
+    """Dropout before A."""
+    targets: Literal["auto"] | tuple[str, ...] = "auto"
+    """Names (endings) of the linear layers that get an adapter; `auto` is every linear layer of every block."""
+    base: Literal["fp32", "int8", "nf4"] = "fp32"
+    """Form of the frozen weights in memory (QLoRA, Dettmers et al. 2023), by bitsandbytes; int8 and nf4 need a GPU."""
+
+
 class TransferSettings(Settings):
     """What trains when, and how far each part may move."""
 
@@ -99,6 +116,8 @@ class TransferSettings(Settings):
     trains and at the end re-estimates the statistics on training rows. Frozen layers never change, whatever stands here."""
     l2sp: L2SPSettings = L2SPSettings()
     """Pull towards the pretrained weights."""
+    adapter: AdapterSettings = AdapterSettings()
+    """Language tasks: adapters beside frozen weights."""
 
     @model_validator(mode="after")
     def _one_way_to_say_it(self) -> TransferSettings:
@@ -174,6 +193,10 @@ class TrainSettings(Settings):
     networks with depthwise convolutions (EfficientNet, MobileNet), which are faster so, and `contiguous` for others."""
     checkpoint_every_steps: Count | None = None
     """Also write a checkpoint every so many steps, not only after each epoch."""
+    gradient_checkpointing: bool = False
+    """Language tasks: compute activations again in the backward pass instead of keeping them: less memory, about a third more time."""
+    memory: Literal["refuse", "warn"] = "refuse"
+    """What to do when the estimate of weights, gradients, optimizer and activations is more than the machine has free."""
     device: Literal["auto", "cpu"] = "auto"
     """`auto` is what Accelerate finds; `cpu` keeps to the processor."""
     tensorboard: bool = False

@@ -6,7 +6,40 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from finetune.recipe.settings import Fraction, Positive, Settings
+from finetune.recipe.settings import Count, Fraction, Positive, Settings
+
+
+class GeneralSettings(Settings):
+    """Texts of another domain than the training texts, on which forgetting is measured before and after training."""
+
+    source: str = Field(min_length=1)
+    """As `data.source`: local file or folder, hub id, or `package:NAME/path`."""
+    text_column: str = "text"
+    """Column with the text."""
+    limit: Count = 40
+    """At most this many texts, drawn by the seed."""
+
+
+class GenerationSettings(Settings):
+    """Sample generations before and after training, for the report."""
+
+    prompts: tuple[str, ...] = ()
+    """Fixed prompts; the first words of some test texts when there are none."""
+    max_new_tokens: Annotated[int, Field(ge=1, le=2048)] = 48
+    """Longest continuation in tokens."""
+
+
+class MemorisationSettings(Settings):
+    """Whether sampling reproduces training text (Carlini et al. 2023): beginnings of training texts are continued and compared."""
+
+    samples: Annotated[int, Field(ge=0, le=10_000)] = 16
+    """Training texts whose beginnings are continued; 0 for no check."""
+    prompt_tokens: Count = 32
+    """Tokens of each beginning."""
+    ngram: Count = 16
+    """Length in tokens from which a run of words found in the training text counts as reproduced."""
+    max_new_tokens: Count = 48
+    """Longest continuation in tokens."""
 
 
 class EvaluationSettings(Settings):
@@ -29,6 +62,12 @@ class EvaluationSettings(Settings):
     """Hardest test rows to show in the report."""
     gradcam: Annotated[int, Field(ge=0, le=24)] = 6
     """Image tasks: how many of them get a Grad-CAM overlay (Selvaraju et al. 2017)."""
+    general: GeneralSettings | None = None
+    """Language tasks: texts of another domain, on which forgetting is measured."""
+    generation: GenerationSettings = GenerationSettings()
+    """Language tasks: sample generations."""
+    memorisation: MemorisationSettings = MemorisationSettings()
+    """Language tasks: whether training text is reproduced."""
 
 
 class Int8Settings(Settings):
@@ -55,6 +94,8 @@ class ExportSettings(Settings):
     """Most that `evaluation.metric` of fp32 ONNX may fall below torch, as a fraction."""
     int8: Int8Settings = Int8Settings()
     """8-bit ONNX."""
+    prompt_tokens: Annotated[int, Field(ge=1, le=8192)] = 64
+    """Language tasks: length of the prompt with which time to first token and tokens a second are measured."""
     bitsandbytes: bool = False
     """Also measure the torch model with bitsandbytes int8 weights: a memory saving; on CPUs it is slower."""
 

@@ -11,6 +11,7 @@ Task = Literal[
     "image_classification",
     "image_multi_label_classification",
     "image_regression",
+    "causal_lm",
 ]
 
 MODALITY_AND_TARGET: dict[str, tuple[str, str]] = {
@@ -20,6 +21,7 @@ MODALITY_AND_TARGET: dict[str, tuple[str, str]] = {
     "image_classification": ("image", "single_label"),
     "image_multi_label_classification": ("image", "multi_label"),
     "image_regression": ("image", "regression"),
+    "causal_lm": ("language", "next_token"),
 }
 assert set(MODALITY_AND_TARGET) == set(get_args(Task))
 
@@ -48,27 +50,41 @@ METRICS: dict[str, tuple[str, ...]] = {
         "loss",
     ),
     "regression": ("mae", "rmse", "r2", "pearson", "spearman", "loss"),
+    "next_token": ("perplexity", "accuracy", "loss"),
 }
 """Built-in metrics of each target; none of them needs a network."""
 
-DEFAULT_METRIC = {"single_label": "accuracy", "multi_label": "f1_micro", "regression": "mae"}
+DEFAULT_METRIC = {
+    "single_label": "accuracy",
+    "multi_label": "f1_micro",
+    "regression": "mae",
+    "next_token": "perplexity",
+}
 """Chooses the best weights when the recipe names no metric."""
 
 DEFAULT_METRICS: dict[str, tuple[str, ...]] = {
     "single_label": ("accuracy", "f1_macro", "f1_micro", "precision_macro", "recall_macro"),
     "multi_label": ("f1_micro", "f1_macro", "exact_match", "label_accuracy", "average_precision_macro"),
     "regression": ("mae", "rmse", "r2", "pearson", "spearman"),
+    "next_token": ("perplexity", "accuracy"),
 }
 """Reported when the recipe names no metrics."""
 
-# Keys that mean something for one modality, or for some targets, only. A recipe that sets one elsewhere is refused.
-MODALITY_KEYS: dict[str, tuple[str, ...]] = {
-    "text": ("data.text_column", "data.max_length", "data.audit.near_duplicate_similarity", "train.bucket_by_length", "export.bitsandbytes"),
-    "image": (
+# Keys that mean something for some modalities, or for some targets, only. A recipe that sets one elsewhere is refused.
+MODALITY_KEYS: dict[tuple[str, ...], tuple[str, ...]] = {
+    ("text",): ("export.bitsandbytes", "train.bucket_by_length"),
+    ("text", "language"): ("data.text_column", "data.max_length", "data.audit.near_duplicate_similarity"),
+    ("image",): (
         "backbone.architecture", "backbone.rename", "backbone.drop_path",
         "data.image_column", "data.image_root", "data.image_size", "data.image_crop", "data.unreadable", "data.max_pixels", "data.audit.image_distance",
         "train.augment", "train.workers", "train.memory_format", "transfer.batchnorm", "evaluation.gradcam", "export.int8.calibration_rows",
     ),
+    ("language",): (
+        "data.prompt_column", "data.answer_column", "data.messages_column", "data.packing", "data.overlong",
+        "transfer.adapter", "train.gradient_checkpointing", "evaluation.general", "evaluation.generation", "evaluation.memorisation",
+        "export.prompt_tokens",
+    ),
+    ("text", "image"): ("head.dropout", "data.label_column", "data.stratify_by", "evaluation.samples", "evaluation.calibration"),
 }  # fmt: skip
 TARGET_KEYS: dict[str, tuple[str, ...]] = {
     "data.label_columns": ("multi_label",),

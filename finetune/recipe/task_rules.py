@@ -32,14 +32,16 @@ def with_task_defaults(task: str, evaluation: EvaluationSettings) -> EvaluationS
 def check_task(recipe: Recipe) -> None:
     """ValueError for the first key or metric that does not belong to the recipe's task."""
     modality, target = MODALITY_AND_TARGET[recipe.task]
-    for other, keys in MODALITY_KEYS.items():
+    for fitting, keys in MODALITY_KEYS.items():
         for key in keys:
-            if other != modality and _differs(recipe, key):
-                raise ValueError(f"{key}: it is for {other} tasks, and task is {recipe.task}; remove it")
+            if modality not in fitting and _differs(recipe, key):
+                raise ValueError(
+                    f"{key}: it is for {' and '.join(fitting)} tasks, and task is {recipe.task}; remove it"
+                )
     for key, targets in TARGET_KEYS.items():
         if target not in targets and _differs(recipe, key):
-            fitting = " or ".join(name.replace("_", "-") for name in targets)
-            raise ValueError(f"{key}: it is for {fitting} tasks, and task is {recipe.task}; remove it")
+            meant = " or ".join(name.replace("_", "-") for name in targets)
+            raise ValueError(f"{key}: it is for {meant} tasks, and task is {recipe.task}; remove it")
     _check_metrics(recipe, target)
     _check_augment(recipe, target)
 

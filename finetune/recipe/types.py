@@ -8,6 +8,7 @@ from pydantic import Field, model_validator
 
 from finetune.recipe.data_types import AuditSettings, DataSettings, SplitSettings
 from finetune.recipe.learning_types import (
+    AdapterSettings,
     AugmentSettings,
     BackboneSettings,
     HeadSettings,
@@ -20,15 +21,19 @@ from finetune.recipe.result_types import (
     CardSettings,
     EvaluationSettings,
     ExportSettings,
+    GeneralSettings,
+    GenerationSettings,
     Int8Settings,
     LicenseAssertion,
     LicenseSettings,
+    MemorisationSettings,
 )
 from finetune.recipe.settings import Settings
 from finetune.recipe.task_names import Task
 from finetune.recipe.task_rules import check_task, with_task_defaults
 
 __all__ = [
+    "AdapterSettings",
     "AuditSettings",
     "AugmentSettings",
     "BackboneSettings",
@@ -36,11 +41,14 @@ __all__ = [
     "DataSettings",
     "EvaluationSettings",
     "ExportSettings",
+    "GeneralSettings",
+    "GenerationSettings",
     "HeadSettings",
     "Int8Settings",
     "L2SPSettings",
     "LicenseAssertion",
     "LicenseSettings",
+    "MemorisationSettings",
     "PhaseSettings",
     "Recipe",
     "Settings",
@@ -59,7 +67,7 @@ class Recipe(Settings):
     """One or two sentences for the report and the card."""
     task: Task
     """What is learned, from what: `text_…` or `image_…`, then `classification` (one label a row), `multi_label_classification` (any
-    number of labels) or `regression` (a number)."""
+    number of labels) or `regression` (a number); or `causal_lm`, to go on with a text."""
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
     """Seed of the splits, the new head, dropout and the order of batches."""
     output: str | None = None
@@ -67,7 +75,7 @@ class Recipe(Settings):
     backbone: BackboneSettings
     """The pretrained model that the run starts from."""
     data: DataSettings
-    """The labelled rows."""
+    """The rows to learn from."""
     head: HeadSettings = HeadSettings()
     """The new head that replaces the pretrained one."""
     transfer: TransferSettings = TransferSettings()
