@@ -14,9 +14,11 @@ if TYPE_CHECKING:
 class Examined:
     """Per row the identity of its input, None if it cannot be read; rows with one identity hold the same input.
 
-    `reasons` says of every unreadable row why, with its place. `pictures` is what images look like, by identity.
+    `reasons` says of every unreadable row why, with its place. `pictures` is what images look like, by
+    identity; `said` is what near duplicates of conversations are found by, where it is not the identity itself.
     """
 
     identities: tuple[str | None, ...]
     reasons: Mapping[int, str] = field(default_factory=dict)
     pictures: Mapping[str, Picture] = field(default_factory=dict)
+    said: Mapping[str, str] = field(default_factory=dict)

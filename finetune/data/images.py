@@ -36,11 +36,12 @@ def image_root(settings: DataSettings) -> Path | None:
     return path
 
 
-def image_cell(value: object, place: str, root: Path | None) -> tuple[Input, str]:
+def image_cell(cells: Sequence[object], place: str, root: Path | None) -> tuple[Input, str]:
     """The image of a row of a table: a path relative to `root`, encoded bytes, or the hub's {bytes, path}; and its place.
 
     A missing one is an image without bytes, which is found to be unreadable with the others.
     """
+    (value,) = cells
     name = value.get("path") if isinstance(value, Mapping) else value
     data = value.get("bytes") if isinstance(value, Mapping) else value
     if isinstance(name, str) and name.strip() and "\0" not in name:

@@ -28,16 +28,26 @@ class DataFile:
     place: str
     label: str | None = None
 
+    @property
+    def root(self) -> Path:
+        """The folder that `place` starts from."""
+        return self.path.parents[len(Path(self.place).parts) - 1]
+
 
 @dataclass(frozen=True)
 class ClassFiles:
-    """Which files of a class folder are rows: endings in lower case, and what a message calls them."""
+    """Which files of a folder are rows: endings in lower case, what a message calls them, and whether folders are classes.
+
+    Where they are not, files at any depth are rows.
+    """
 
     suffixes: frozenset[str]
     called: str
+    classes: bool = True
 
 
 TEXT_FILES = ClassFiles(frozenset(("", ".text", ".txt")), ".txt files")
+DOCUMENT_FILES = ClassFiles(frozenset((".text", ".txt")), ".txt files", classes=False)
 
 
 @dataclass(frozen=True)
@@ -68,9 +78,9 @@ def find_layout(
     if wanted == "hub":
         raise DataError(f"{path.name} is a local path, but data.format is hub; set data.format to auto")
     if path.is_file():
-        return _one_file(path, wanted)
+        return _one_file(path, wanted, class_files)
     hidden = {p.resolve() for p in exclude}
-    folder = _class_folders(path, hidden, class_files)
+    folder = (_class_folders if class_files.classes else _documents)(path, hidden, class_files)
     tables = _tables(path, hidden)
     if wanted == "auto":
         wanted = _guess(path, folder, tables, class_files)
@@ -84,15 +94,16 @@ def find_layout(
     return Layout(wanted, tuple(chosen))
 
 
-def _one_file(path: Path, wanted: str) -> Layout:
+def _one_file(path: Path, wanted: str, class_files: ClassFiles) -> Layout:
+    if wanted in ("auto", "folder") and not class_files.classes and path.suffix.lower() in class_files.suffixes:
+        return Layout("folder", (DataFile(path, path.name),))
     kind = TABLE_SUFFIXES.get(path.suffix.lower()) if wanted == "auto" else wanted
     if kind is None:
         known = ", ".join(sorted(TABLE_SUFFIXES))
         raise DataError(f"cannot tell the format of {path.name} (known endings: {known}); set data.format")
     if kind == "folder":
-        raise DataError(
-            f"{path.name} is a file, but data.format is folder; give the folder that holds the class folders"
-        )
+        held = "class folders" if class_files.classes else class_files.called
+        raise DataError(f"{path.name} is a file, but data.format is folder; give the folder that holds the {held}")
     return Layout(kind, (DataFile(path, path.name),))
 
 
@@ -115,6 +126,27 @@ def _class_folders(root: Path, exclude: Collection[Path], class_files: ClassFile
     return Layout("folder", tuple(files), tuple(ignored))
 
 
+def _documents(root: Path, exclude: Collection[Path], class_files: ClassFiles) -> Layout:
+    """Every such file below the folder; folders that are links are not entered, as they may lead back."""
+    files: list[DataFile] = []
+    ignored: list[str] = []
+    folders = [root]
+    while folders:
+        inner = []
+        for path in _entries(folders.pop()):
+            place = path.relative_to(root).as_posix()
+            if path.resolve() in exclude:
+                continue
+            if path.is_dir() and not path.is_symlink():
+                inner.append(path)
+            elif path.suffix.lower() in class_files.suffixes and path.is_file():
+                files.append(DataFile(path, place))
+            else:
+                ignored.append(place)
+        folders.extend(reversed(inner))
+    return Layout("folder", tuple(files), tuple(ignored))
+
+
 def _tables(root: Path, exclude: Collection[Path]) -> list[tuple[DataFile, str]]:
     found = [(p, TABLE_SUFFIXES.get(p.suffix.lower())) for p in _entries(root) if p.resolve() not in exclude]
     return [(DataFile(p, p.name), kind) for p, kind in found if kind and p.is_file()]
@@ -123,6 +155,11 @@ def _tables(root: Path, exclude: Collection[Path]) -> list[tuple[DataFile, str]]
 def _guess(root: Path, folder: Layout, tables: list[tuple[DataFile, str]], class_files: ClassFiles) -> str:
     kinds = Counter(kind for _, kind in tables)
     classes = {file.label for file in folder.files}
+    if folder.files and kinds and not class_files.classes:
+        raise DataError(
+            f"the folder {root.name} holds {class_files.called} and {' and '.join(sorted(kinds))} files; "
+            "set data.format, or give one of the files as data.source"
+        )
     if len(classes) > 1 or (classes and not kinds):
         return "folder"
     if len(kinds) > 1:
@@ -137,6 +174,10 @@ def _guess(root: Path, folder: Layout, tables: list[tuple[DataFile, str]], class
 
 def _no_classes(root: Path, class_files: ClassFiles) -> DataError:
     """Say what is missing, and point one level down when the class folders seem to be there."""
+    if not class_files.classes:
+        return DataError(
+            f"the folder {root.name} holds neither {class_files.called}, at any depth, nor CSV, TSV, JSON lines or Parquet files"
+        )
     for folder in _entries(root):
         if folder.is_dir() and _class_folders(folder, (), class_files).files:
             inner = folder.name

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from finetune.data import images, texts
+from finetune.data import images, language, texts
 from finetune.data.examined import Examined
-from finetune.data.layout import TEXT_FILES, ClassFiles, DataFile
+from finetune.data.language import ReadCell
+from finetune.data.layout import DOCUMENT_FILES, TEXT_FILES, ClassFiles, DataFile
 from finetune.data.near import normalise
 from finetune.data.near_images import CORRELATION
 from finetune.data.rows import Input
@@ -22,17 +23,17 @@ class Modality:
 
     noun: str
     """What a message calls one input."""
-    column_key: str
-    """The field of the recipe that names the input's column."""
-    column: Callable[[DataSettings], str]
+    columns: Callable[[DataSettings], tuple[tuple[str, str], ...]]
+    """The columns that make up an input, each with the field of the recipe that names it."""
     class_files: ClassFiles
-    """The files that are rows where a folder is a class."""
+    """The files that are rows of a folder."""
     opens_class_files: bool
     """Whether reading such a file opens it, so that large folders are not read through before training."""
-    cell: Callable[[object, str, Path | None], tuple[Input, str]]
-    """An input from a table's cell, its place, and the folder that relative paths start from; with the place to name."""
+    cell: Callable[[DataSettings], ReadCell]
+    """What makes an input of a table's cells, their place, and the folder that relative paths start from; it returns the place
+    to name as well."""
     file: Callable[[DataFile, str, list[str]], Input]
-    """An input from a class folder's file, in one of the encodings; files that needed a later one join the list."""
+    """An input from a folder's file, in one of the encodings; files that needed a later one join the list."""
     root: Callable[[DataSettings], Path | None]
     """The folder that relative paths start from, None for the table's own."""
     is_empty: Callable[[Input], bool]
@@ -56,11 +57,10 @@ class Modality:
 MODALITIES: dict[str, Modality] = {
     "text": Modality(
         noun="text",
-        column_key="text_column",
-        column=lambda settings: settings.text_column,
+        columns=lambda settings: (("text_column", settings.text_column),),
         class_files=TEXT_FILES,
         opens_class_files=True,
-        cell=texts.text_cell,
+        cell=lambda settings: texts.text_cell,
         file=texts.text_file,
         root=lambda settings: None,
         is_empty=texts.text_is_empty,
@@ -72,13 +72,29 @@ MODALITIES: dict[str, Modality] = {
         describe=texts.describe_texts,
         glance=lambda inputs, settings: [],
     ),
+    "language": Modality(
+        noun="text",
+        columns=language.input_columns,
+        class_files=DOCUMENT_FILES,
+        opens_class_files=True,
+        cell=language.cell_reader,
+        file=texts.text_file,
+        root=lambda settings: None,
+        is_empty=language.is_empty_input,
+        sampled_as=lambda item, place: normalise(str(item)),
+        examine=language.examine_language,
+        near=language.near_language,
+        threshold=lambda settings: settings.audit.near_duplicate_similarity,
+        content=lambda item, identity: language.content_of(item),
+        describe=texts.describe_texts,
+        glance=lambda inputs, settings: [],
+    ),
     "image": Modality(
         noun="image",
-        column_key="image_column",
-        column=lambda settings: settings.image_column,
+        columns=lambda settings: (("image_column", settings.image_column),),
         class_files=images.IMAGE_FILES,
         opens_class_files=False,
-        cell=images.image_cell,
+        cell=lambda settings: images.image_cell,
         file=images.image_file,
         root=images.image_root,
         is_empty=images.image_is_empty,

@@ -79,7 +79,7 @@ def clean(pile: Pile, modality: Modality, labelling: Labelling, settings: DataSe
     """Drop empty and unreadable inputs, name the labels' values, apply the limit, and treat identical inputs as asked."""
     rows = len(pile)
     pile = replace(pile, labels=map_labels(labelling, pile.labels, pile.places, settings.label_map))
-    pile, empty, warnings = _without_empty(pile, modality)
+    pile, empty, warnings = _without_empty(pile, modality, settings)
     if settings.limit is not None:
         pile = _sample(pile, modality, labelling, settings.limit, seed)
     pile, examined, unread = _examine(pile, modality, settings, seed)
@@ -111,12 +111,13 @@ def clean(pile: Pile, modality: Modality, labelling: Labelling, settings: DataSe
     return Cleaned(pile, examined, facts, warnings)
 
 
-def _without_empty(pile: Pile, modality: Modality) -> tuple[Pile, int, list[str]]:
+def _without_empty(pile: Pile, modality: Modality, settings: DataSettings) -> tuple[Pile, int, list[str]]:
     empty = [row for row, item in enumerate(pile.inputs) if modality.is_empty(item)]
     if not empty:
         return pile, 0, []
     if len(empty) == len(pile):
-        raise DataError(f"every {modality.noun} is empty, from {pile.places[0]} on; check data.{modality.column_key}")
+        keys = " and ".join(f"data.{key}" for key, _ in modality.columns(settings))
+        raise DataError(f"every {modality.noun} is empty, from {pile.places[0]} on; check {keys}")
     shown = ", ".join(pile.places[row] for row in empty[:3])
     said = f"{len(empty)} rows have an empty {modality.noun} and were dropped: {shown}"
     return pile.without(empty), len(empty), [said]

@@ -142,7 +142,7 @@ def _refuse_untrained(pile: Pile, labelling: Labelling, splits: Sequence[str], *
         new = sorted(set(labelling.members(label)) - known) if strict else ()
         if new:
             raise DataError(f"{place}: no training row has the label '{new[0]}' of the {split} split; mend data.splits")
-    if len(trained) < 2:
+    if labelling.varied and len(trained) < 2:
         raise DataError("the training split has one label only; add rows or set data.splits.stratify to true")
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from finetune.data.label_cells import LabelRules, refuse_fractions
+from finetune.data.language import ReadCell
 from finetune.data.layout import DataFile, Layout
 from finetune.data.modalities import MODALITIES, Modality
 from finetune.data.rows import Input, RawLabel, Rows
@@ -21,7 +22,7 @@ from finetune.data.tables import (
     read_jsonl,
     read_parquet,
 )
-from finetune.data.targets import LABELLINGS, Labelling, label_columns, label_rules
+from finetune.data.targets import LABELLINGS, Labelling, label_rules
 from finetune.errors import DataError
 from finetune.recipe.types import DataSettings
 from finetune.tasks import TaskSpec
@@ -34,6 +35,7 @@ class Reading:
     """How cells become rows: the task's entries, and the words of the recipe that concern cells."""
 
     modality: Modality
+    cell: ReadCell
     labelling: Labelling
     columns: Columns
     rules: LabelRules
@@ -50,11 +52,10 @@ def reading_of(task: TaskSpec, settings: DataSettings) -> Reading:
             "data.stratify_by names columns, but data.splits.stratify is false, so they mean nothing; remove one of them"
         )
     modality = MODALITIES[task.modality]
-    columns = Columns(
-        modality.column(settings), label_columns(settings), settings.stratify_by or (), modality.column_key
-    )
+    labelling = LABELLINGS[task.target.name]
+    columns = Columns(modality.columns(settings), labelling.columns(settings), settings.stratify_by or ())
     return Reading(
-        modality, LABELLINGS[task.target.name], columns, label_rules(settings),
+        modality, modality.cell(settings), labelling, columns, label_rules(settings),
         settings.encoding, settings.delimiter, settings.columns, modality.root(settings),
     )  # fmt: skip
 
@@ -74,13 +75,13 @@ class Collected:
 
     def add(self, record: Record, root: Path | None) -> None:
         """One row of a table whose relative paths start from `root`."""
-        item, place = self.reading.modality.cell(record.input, record.place, root)
+        item, place = self.reading.cell(record.inputs, record.place, root)
         self._append(item, record.labels, place)
         if record.strata:
             self.strata.append(_STRATUM.join("" if cell is None else str(cell).strip() for cell in record.strata))
 
     def add_file(self, file: DataFile) -> None:
-        """One file of a class folder."""
+        """One file of a folder."""
         self._append(self.reading.modality.file(file, self.reading.encoding, self.fallback), (file.label,), file.place)
 
     def _append(self, item: Input, labels: tuple[object, ...], place: str) -> None:
@@ -119,8 +120,8 @@ def read_rows(layout: Layout, reading: Reading) -> Rows:
         for record in table.records:
             rows.add(record, reading.root or file.path.parent)
     if not rows.labels:
-        noun = reading.modality.noun
-        raise DataError(f"{layout.files[0].place} holds no rows; give a table with a {noun} and a label in every row")
+        needed = f"a {reading.modality.noun}" + (" and a label" if reading.columns.labels else "")
+        raise DataError(f"{layout.files[0].place} holds no rows; give a table with {needed} in every row")
     if layout.format in DELIMITER_OF_FORMAT and reading.labelling.one_type and not reading.rules.mapped:
         refuse_fractions(rows.labels, rows.places, reading.columns.labels[0])
     notes = layout.notes
@@ -134,7 +135,7 @@ def read_rows(layout: Layout, reading: Reading) -> Rows:
 
 def refuse_misplaced(layout: Layout, reading: Reading) -> None:
     """DataError for words of the recipe that mean nothing in a layout, and would be passed over in silence."""
-    place = layout.files[0].path.parent.parent.name if layout.format == "folder" else layout.files[0].place
+    place = layout.files[0].place if layout.format != "folder" else layout.files[0].root.name
     if layout.format not in DELIMITER_OF_FORMAT:
         for key, value in (("delimiter", reading.delimiter), ("columns", reading.header)):
             if value is not None:
@@ -142,11 +143,11 @@ def refuse_misplaced(layout: Layout, reading: Reading) -> None:
                     f"data.{key} is for CSV and TSV files, but {place} is read as {layout.format}; remove it"
                 )
     if layout.format == "folder":
-        for key, named in (("stratify_by", reading.columns.strata), ("label_columns", reading.rules.columns)):
-            if named:
-                raise DataError(
-                    f"data.{key} names columns, but {place} is a folder per class; remove it, or give a table"
-                )
+        records = [key for key, _ in reading.columns.inputs if key not in ("text_column", "image_column")]
+        named = {"stratify_by": reading.columns.strata, "label_columns": reading.rules.columns}
+        for key in [*(key for key, columns in named.items() if columns), *records]:
+            kind = "a folder per class" if reading.modality.class_files.classes else "a folder of documents"
+            raise DataError(f"data.{key} names columns, but {place} is {kind}; remove it, or give a table")
 
 
 def fields_of(kind: str, reading: Reading) -> Fields:

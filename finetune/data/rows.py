@@ -10,14 +10,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from finetune.preprocess.conversation import Conversation
 from finetune.preprocess.image_file import ImageFile
 
 SPLITS = ("train", "validation", "test")
 
-Input = str | ImageFile
-"""A text, or an encoded image that was not opened yet."""
+Input = str | Conversation | ImageFile
+"""A text, a conversation, or an encoded image that was not opened yet."""
 RawLabel = str | tuple[str, ...] | float
-"""One label's name or value, the labels of a row (none is a label set too), or a number: by the task's target."""
+"""One label's name or value, the labels of a row (none is a label set too), or a number: by the task's target.
+0.0 where texts are their own answer."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +47,7 @@ class Split:
     """The rows of one split: inputs, their labels, and where each row came from.
 
     Labels are indices (int64, shape (N,)) for a single label, 0 and 1 (float32, (N, C)) for several, and values
-    (float32, (N,)) for regression.
+    (float32, (N,)) for regression; a language model's rows have none, so theirs are 0.
     """
 
     inputs: tuple[Input, ...]
@@ -58,7 +60,7 @@ class Split:
 
 @dataclass(frozen=True)
 class LabelledData:
-    """Label names in index order (none for regression), three splits, the audit (JSON-ready), a fingerprint of all of it."""
+    """Label names in index order (none for regression and language models), three splits, the audit (JSON-ready), a fingerprint of all of it."""
 
     labels: tuple[str, ...]
     train: Split

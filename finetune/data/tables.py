@@ -26,30 +26,30 @@ DELIMITER_OF_FORMAT = {"csv": "comma", "tsv": "tab"}
 
 @dataclass(frozen=True)
 class Columns:
-    """Names of the columns to read, and the recipe's key for the input's column."""
+    """Names of the columns to read; those that make up the input with the recipe's key for each."""
 
-    input: str
+    inputs: tuple[tuple[str, str], ...]
     labels: tuple[str, ...]
     strata: tuple[str, ...] = ()
-    input_key: str = "text_column"
 
     @property
     def by_key(self) -> tuple[tuple[str, str], ...]:
         """Every column with the key of the recipe that names it."""
         label_key = "label_column" if len(self.labels) == 1 else "label_columns"
         labels = [(label_key, name) for name in self.labels]
-        return ((self.input_key, self.input), *labels, *(("stratify_by", name) for name in self.strata))
+        return (*self.inputs, *labels, *(("stratify_by", name) for name in self.strata))
 
     def pick(self, cells: Mapping[str, object], place: str) -> Record:
         """One row of a table from its cells; what is absent is None."""
         labels = tuple(cells.get(name) for name in self.labels)
-        return Record(cells.get(self.input), labels, tuple(cells.get(name) for name in self.strata), place)
+        inputs = tuple(cells.get(name) for _, name in self.inputs)
+        return Record(inputs, labels, tuple(cells.get(name) for name in self.strata), place)
 
 
 class Record(NamedTuple):
     """The cells of one row as the file has them, and where it stands."""
 
-    input: object
+    inputs: tuple[object, ...]
     labels: tuple[object, ...]
     strata: tuple[object, ...]
     place: str
@@ -166,7 +166,7 @@ def read_jsonl(file: DataFile, columns: Columns) -> Table:
         raise DataError(f"{file.place} is empty; it needs one JSON object per line")
     for number, (place, record) in enumerate(rows):
         # A row without an input counts as one with an empty input, unless the first one lacks it: then the name is wrong.
-        needed = [name for _, name in columns.by_key[0 if number == 0 else 1 :]]
+        needed = [name for _, name in columns.by_key[0 if number == 0 else len(columns.inputs) :]]
         if any(name not in record for name in needed):
             require_columns(list(record), columns, place)
     names = tuple(dict.fromkeys(name for _, record in rows for name in record))

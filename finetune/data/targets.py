@@ -42,6 +42,8 @@ Names = tuple[tuple[str, ...], dict[str, int]]  # names in index order, and the 
 class Labelling:
     """How the labels of one target are read, named, turned into arrays, kept balanced over splits, and described."""
 
+    columns: Callable[[DataSettings], tuple[str, ...]]
+    """The columns that hold the label of a row."""
     read: ReadLabel
     """A row's cells into its label."""
     one_type: bool
@@ -58,6 +60,8 @@ class Labelling:
     """What each row is stratified by, given the smallest share of a split."""
     sampled_by: Callable[[RawLabel], object]
     """What keeps its share when data.limit takes a sample."""
+    varied: bool
+    """Whether there is nothing to learn if all training rows have one label."""
     every_split: bool
     """Whether each split must have a row of every stratum, so that a label with one row is refused."""
     show: Callable[[RawLabel], object]
@@ -190,6 +194,7 @@ def _members(label: RawLabel) -> tuple[str, ...]:
 
 
 SINGLE_LABEL = Labelling(
+    columns=label_columns,
     read=one_label,
     one_type=True,
     members=lambda label: (str(label),),
@@ -198,6 +203,7 @@ SINGLE_LABEL = Labelling(
     array=_indices,
     strata=_by_label,
     sampled_by=lambda label: label,
+    varied=True,
     every_split=True,
     show=lambda label: label,
     describe=describe_labels,
@@ -205,6 +211,7 @@ SINGLE_LABEL = Labelling(
 )
 
 MULTI_LABEL = Labelling(
+    columns=label_columns,
     read=label_set,
     one_type=False,
     members=_members,
@@ -213,6 +220,7 @@ MULTI_LABEL = Labelling(
     array=_flags,
     strata=_by_combination,
     sampled_by=lambda label: label,
+    varied=True,
     every_split=False,
     show=lambda label: list(_members(label)),
     describe=describe_label_sets,
@@ -220,6 +228,7 @@ MULTI_LABEL = Labelling(
 )
 
 REGRESSION = Labelling(
+    columns=label_columns,
     read=number,
     one_type=False,
     members=lambda label: (),
@@ -228,14 +237,34 @@ REGRESSION = Labelling(
     array=_values,
     strata=_by_quantile,
     sampled_by=lambda label: None,
+    varied=True,
     every_split=False,
     show=lambda label: label,
     describe=describe_values,
     warnings=value_warnings,
 )
 
+NEXT_TOKEN = Labelling(
+    columns=lambda settings: (),
+    read=lambda cells, place, rules: 0.0,
+    one_type=False,
+    members=lambda label: (),
+    of_members=lambda names: 0.0,
+    names=lambda found, labels, settings, declared: ((), {}),
+    array=_values,
+    strata=lambda labels, smallest_share: [0] * len(labels),
+    sampled_by=lambda label: None,
+    varied=False,
+    every_split=False,
+    show=lambda label: None,
+    describe=lambda labels, names: {"labels": {}},
+    warnings=lambda described: [],
+)
+"""A text is its own answer: no cell is read, and every row has the same empty label."""
+
 LABELLINGS: dict[str, Labelling] = {
     "single_label": SINGLE_LABEL,
     "multi_label": MULTI_LABEL,
     "regression": REGRESSION,
+    "next_token": NEXT_TOKEN,
 }

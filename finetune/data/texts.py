@@ -18,17 +18,18 @@ from finetune.errors import DataError
 from finetune.recipe.types import DataSettings
 
 
-def as_text(value: object, place: str) -> str:
+def as_text(value: object, place: str, key: str = "text_column") -> str:
     """A row's text, empty for null; DataError for anything that is not a valid Unicode string."""
     if value is None:
         return ""
     if not isinstance(value, str):
-        raise DataError(f"{place}: the text is of type {type(value).__name__}, not a string; check data.text_column")
+        raise DataError(f"{place}: the text is of type {type(value).__name__}, not a string; check data.{key}")
     return as_unicode(value, place, "text")
 
 
-def text_cell(value: object, place: str, root: Path | None) -> tuple[Input, str]:
+def text_cell(cells: Sequence[object], place: str, root: Path | None) -> tuple[Input, str]:
     """The text of a row of a table, and the row's place."""
+    (value,) = cells
     return as_text(value, place), place
 
 

@@ -8,16 +8,22 @@ from typing import Any, Protocol
 from numpy.typing import NDArray
 
 from finetune.preprocess.image import ImageEncoder, ImageFile, ImageInput, ImagePreprocess, open_image
+from finetune.preprocess.language import IGNORED, Conversation, LanguageEncoder, LanguageInput, LanguagePreprocess
 from finetune.preprocess.text import MODEL_INPUTS, Encoded, TextEncoder, TextPreprocess
 
 __all__ = [
+    "IGNORED",
     "MODEL_INPUTS",
+    "Conversation",
     "Encoded",
     "Encoder",
     "ImageEncoder",
     "ImageFile",
     "ImageInput",
     "ImagePreprocess",
+    "LanguageEncoder",
+    "LanguageInput",
+    "LanguagePreprocess",
     "TextEncoder",
     "TextPreprocess",
     "open_image",
@@ -32,7 +38,7 @@ class Encoder(Protocol):
         """The frozen settings that `preprocess.json` keeps."""
 
     def encode(self, items: Sequence[Any], /) -> Sequence[Any]:
-        """One row per input: token ids of a text; an image as it is, to be decoded when it is needed."""
+        """One row per input: token ids of a text or a conversation; an image as it is, to be decoded when it is needed."""
 
     def collate(self, rows: Sequence[Any], /) -> Mapping[str, NDArray[Any]]:
         """Arrays with the batch first, one per input of the network."""

@@ -88,6 +88,17 @@ class Encoded:
     length_before: int
 
 
+def open_tokenizer(file: Path) -> Tokenizer:
+    """The tokenizer of a `tokenizer.json`; SourceError if it cannot be read."""
+    # A thread pool inside tokenizers warns in, and may deadlock, every process forked after its use (data workers,
+    # pre-forking servers). A user who sets the variable keeps their choice.
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    try:
+        return Tokenizer.from_file(str(file))
+    except Exception as error:  # tokenizers raises bare Exception for a missing and for a malformed file
+        raise SourceError(f"{file}: not a readable tokenizer.json ({error}); take a whole copy of the model") from error
+
+
 class TextEncoder:
     """Texts to padded id arrays, token for token what AutoTokenizer gives with the same truncation and padding.
 
@@ -96,15 +107,7 @@ class TextEncoder:
 
     def __init__(self, tokenizer_file: Path, settings: TextPreprocess) -> None:
         """Read `tokenizer.json`; SourceError if it cannot be read, RecipeError if no token of a text would fit."""
-        # A thread pool inside tokenizers warns in, and may deadlock, every process forked after its use (data workers,
-        # pre-forking servers). A user who sets the variable keeps their choice.
-        os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-        try:
-            tokenizer = Tokenizer.from_file(str(tokenizer_file))
-        except Exception as error:  # tokenizers raises bare Exception for a missing and for a malformed file
-            raise SourceError(
-                f"{tokenizer_file}: not a readable tokenizer.json ({error}); take a whole copy of the model"
-            ) from error
+        tokenizer = open_tokenizer(tokenizer_file)
         self._special = int(tokenizer.num_special_tokens_to_add(False))
         if settings.max_length <= self._special:
             raise RecipeError(
@@ -120,7 +123,7 @@ class TextEncoder:
         try:
             encodings = self._tokenizer.encode_batch(list(texts))
         except TypeError:
-            _refuse_what_is_no_text(texts)
+            refuse_what_is_no_text(texts)
             raise
         return [Encoded(e.ids, e.type_ids, self._length_before(len(e.ids), e.overflowing)) for e in encodings]
 
@@ -153,7 +156,7 @@ class TextEncoder:
         return self.collate(self.encode(texts))
 
 
-def _refuse_what_is_no_text(texts: Sequence[object]) -> None:
+def refuse_what_is_no_text(texts: Sequence[object]) -> None:
     """Name the first item that is no string, or no valid Unicode; JSON can smuggle in half of a surrogate pair."""
     for index, text in enumerate(texts):
         if not isinstance(text, str):

@@ -8,6 +8,7 @@ from pictures import encoded, picture
 
 from finetune.data import prepare_data
 from finetune.errors import DataError, SourceError
+from finetune.preprocess import Conversation
 from finetune.recipe.types import DataSettings
 from finetune.sources import Source
 from finetune.tasks import TASKS
@@ -166,3 +167,15 @@ def test_lists_of_class_labels_keep_their_names(hub: dict[str, Any]) -> None:
     data = prepare_data(TASKS["text_multi_label_classification"], DataSettings(source=HUB.name), HUB, {}, 0)
     assert data.labels == ("wet", "cold")
     assert (data.audit["labels"], data.audit["without_label"]) == ({"wet": 40, "cold": 20}, 20)
+
+
+@pytest.mark.parametrize("kind", ["list of structs", "struct of lists"])
+def test_conversations_of_the_hub_are_read_however_they_are_kept(hub: dict[str, Any], kind: str) -> None:
+    chats = [[("user", f"question {number}"), ("assistant", f"text {number} of this table")] for number in range(20)]
+    messages: list[Any] = [[{"role": role, "content": content} for role, content in chat] for chat in chats]
+    if kind == "struct of lists":
+        messages = [{"role": [role for role, _ in chat], "content": [said for _, said in chat]} for chat in chats]
+    hub["splits"] = {"train": datasets.Dataset.from_dict({"messages": messages})}
+    data = prepare_data(TASKS["causal_lm"], DataSettings(source=HUB.name, messages_column="messages"), HUB, {}, 0)
+    found = [item for part in (data.train, data.validation, data.test) for item in part.inputs]
+    assert sorted(found, key=str) == sorted((Conversation(tuple(chat)) for chat in chats), key=str)
