@@ -100,6 +100,23 @@ def memory_total_bytes(proc: Path = Path("/proc/self/cgroup"), root: Path = Path
     return total
 
 
+def available_memory(proc: Path = Path("/proc/self/cgroup"), root: Path = Path("/sys/fs/cgroup")) -> int:
+    """Bytes of memory that this process could still take: the machine's, or what its control groups leave if that is less.
+
+    A group is charged for the files that its processes read as well; those that the system would drop count as free.
+    """
+    free = int(psutil.virtual_memory().available)
+    for folder in _group_folders("memory", proc, root):
+        for most, taken, droppable in (
+            ("memory.max", "memory.current", "inactive_file"),
+            ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+        ):
+            limit, used = _integer(_read(folder / most)), _integer(_read(folder / taken))
+            if 0 < limit < _NO_LIMIT and used >= 0:
+                free = min(free, limit - used + _counter(folder / "memory.stat", droppable))
+    return max(0, free)
+
+
 def peak_memory_bytes() -> int:
     """Largest resident memory so far, in bytes: of this process, or of a finished child where that was larger."""
     if sys.platform == "win32":
@@ -166,6 +183,12 @@ def _pair(path: Path) -> tuple[int, int]:
     """cpu.max holds "quota period" in microseconds, or "max period"."""
     words = _read(path).split()
     return (_integer(words[0]), _integer(words[1])) if len(words) == 2 else (-1, -1)
+
+
+def _counter(path: Path, name: str) -> int:
+    """The value of one line "name value" of a system file; 0 where there is none."""
+    lines = (line.split() for line in _read(path).splitlines())
+    return next((int(words[1]) for words in lines if words[:1] == [name] and words[1:2] and words[1].isdigit()), 0)
 
 
 def _integer(text: str) -> int:

@@ -129,6 +129,41 @@ def test_memory_without_a_limit_is_the_machines(groups) -> None:
     assert hardware.memory_total_bytes(*groups("4:memory:/job\n", files)) == psutil.virtual_memory().total
 
 
+@pytest.mark.parametrize(
+    ("text", "files", "free"),
+    [
+        ("0::/job\n", {"job/memory.max": "5000\n", "job/memory.current": "3000\n"}, 2000),
+        (
+            "0::/job/inner\n",
+            {
+                "job/memory.max": "5000", "job/memory.current": "4500",
+                "job/memory.stat": "anon 9\ninactive_file 1500\nactive_file 7\n",
+                "job/inner/memory.max": "max", "job/inner/memory.current": "4000",
+            },
+            2000,
+        ),
+        (
+            "4:memory:/job\n",
+            {
+                "memory/job/memory.limit_in_bytes": "5000", "memory/job/memory.usage_in_bytes": "3000",
+                "memory/job/memory.stat": "inactive_file 1\ntotal_inactive_file 500\n",
+            },
+            2500,
+        ),
+        ("0::/job\n", {"job/memory.max": "5000", "job/memory.current": "5100"}, 0),
+    ],
+)  # fmt: skip
+def test_what_control_groups_leave_is_available(groups, text: str, files: dict[str, str], free: int) -> None:
+    assert hardware.available_memory(*groups(text, files)) == free
+
+
+def test_without_a_limit_what_the_machine_has_free_is_available(groups) -> None:
+    files = {"memory/job/memory.limit_in_bytes": str(2**63 - 4096), "memory/job/memory.usage_in_bytes": "3000"}
+    found = hardware.available_memory(*groups("4:memory:/job\n", files))
+    assert found == pytest.approx(psutil.virtual_memory().available, rel=0.2)
+    assert 0 < hardware.available_memory() <= psutil.virtual_memory().total
+
+
 def test_peak_memory_counts_a_finished_child() -> None:
     size = hardware.peak_memory_bytes() + 96 * 2**20
     subprocess.run([sys.executable, "-c", f"bytearray({size})"], check=True)

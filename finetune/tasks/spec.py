@@ -12,8 +12,8 @@ import numpy.typing as npt
 if TYPE_CHECKING:
     from torch import Tensor
 
-Modality = Literal["text", "image"]
-TargetName = Literal["single_label", "multi_label", "regression"]
+Modality = Literal["text", "image", "language"]
+TargetName = Literal["single_label", "multi_label", "regression", "next_token"]
 
 
 class LossSums(Protocol):
@@ -36,6 +36,12 @@ class LossDenominator(Protocol):
     def __call__(self, targets: Tensor, class_weights: Tensor | None, row_weights: Tensor | None, /) -> float: ...
 
 
+class Answers(Protocol):
+    """What is kept of a batch's logits when rows are evaluated, the rows first; see each target's `answers`."""
+
+    def __call__(self, logits: Tensor, targets: Tensor, /) -> Tensor: ...
+
+
 class ClassWeights(Protocol):
     """Weight of each label in the loss (C,), or None; see each target's `class_weights`."""
 
@@ -44,9 +50,14 @@ class ClassWeights(Protocol):
     ) -> npt.NDArray[np.float32] | None: ...
 
 
+def the_logits(logits: Tensor, targets: Tensor) -> Tensor:
+    """The logits themselves in float32: what a classifier or a regression answers. The targets play no part."""
+    return logits.float()
+
+
 @dataclass(frozen=True)
 class Target:
-    """What a row's answer is: one label, any number of labels, or a number."""
+    """What a row's answer is: one label, any number of labels, a number, or the next of each of its tokens."""
 
     name: TargetName
     problem_type: str
@@ -58,6 +69,8 @@ class Target:
     loss_sums: LossSums
     loss_denominator: LossDenominator
     class_weights: ClassWeights
+    answers: Answers = the_logits
+    """What evaluation keeps of the logits: all of them, where there are few, or what the metrics need of them."""
 
 
 @dataclass(frozen=True)

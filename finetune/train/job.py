@@ -43,7 +43,7 @@ class Examples(Protocol):
 
     @property
     def labels(self) -> np.ndarray:
-        """What the rows are before any noise: int64 (N,), float32 (N, C) or float32 (N,)."""
+        """What the rows are before any noise: int64 (N,), float32 (N, C), float32 (N,), or a language model's int64 (N, T)."""
         ...
 
     def batch(self, rows: Sequence[int], moment: Moment) -> Batch:
@@ -79,7 +79,8 @@ class Job:
     """What training depends on.
 
     plain: the training rows as evaluation would see them, to measure gradients and statistics on; the same as `train` where
-    that has no noise. collate: for the rows of `validation`. score(logits, labels): the metric that chooses the best weights.
+    that has no noise. collate: for the rows of `validation`. score(answers, labels): the metric that chooses the best weights,
+    from what the task's target keeps of the logits (`Target.answers`).
     batchnorm: see transfer/batchnorm.py. workers: processes that make batches ahead of the step, 0 for none.
     """
 

@@ -21,10 +21,11 @@ from finetune.data.batches import epoch_steps
 from finetune.errors import FinetuneError, Interrupted, TrainingError
 from finetune.train.checkpoint import Checkpoint, CheckpointFolder, Progress
 from finetune.train.device import memory_format, release
+from finetune.train.economy import recomputing, without_cache
 from finetune.train.events import Callback, EpochEnded, Notice, PhaseStarted, StepEnded, TrainingResumed
 from finetune.train.job import Batch, Job, Result
 from finetune.train.loader import batches_ahead
-from finetune.train.measure import choose_layer_groups, synchronise, validation_logits
+from finetune.train.measure import choose_layer_groups, synchronise, validation_answers
 from finetune.train.optimizer import optimizer_tensors, restore_optimizer
 from finetune.train.phase import (
     check_phase,
@@ -78,15 +79,16 @@ def fit(
         put_back(saved.model, into=tensors_of(module, learned))
         emit(TrainingResumed(saved.progress.global_step, tuple(saved.progress.history)))
     progress = saved.progress if saved else Progress()
-    while progress.phase < len(job.plan.phases):
-        phase = _PhaseRun(job, accelerator, checkpoints, anchors, emit, stop)
-        try:
-            progress = phase.start(progress, saved)
-            saved = None  # its tensors are in place by now
-            progress = phase.run(progress)
-        finally:
-            del phase  # with its wrapped network and optimizer, so that their memory is free for the next
-            release(accelerator, module)
+    with without_cache(module), recomputing(module, job.settings.gradient_checkpointing):
+        while progress.phase < len(job.plan.phases):
+            phase = _PhaseRun(job, accelerator, checkpoints, anchors, emit, stop)
+            try:
+                progress = phase.start(progress, saved)
+                saved = None  # its tensors are in place by now
+                progress = phase.run(progress)
+            finally:
+                del phase  # with its wrapped network and optimizer, so that their memory is free for the next
+                release(accelerator, module)
     assert progress.best is not None, "every phase evaluates at least once"
     trained = {name for phase in progress.phases for name in phase["trainable"]}
     facts = settle_batchnorm(replace(job, model=whole), accelerator, trained, progress.best, emit)
@@ -200,10 +202,10 @@ class _PhaseRun:
     def _evaluate(self, progress: Progress) -> Progress:
         """Score the validation rows, keep the weights if they are the best so far, and record the epoch."""
         job, epoch = self.job, progress.epoch + 1
-        logits = validation_logits(job, self.accelerator)
-        if not np.isfinite(logits).all():
+        answers, labels = validation_answers(job, self.accelerator), job.validation.labels
+        if not np.isfinite(answers).all():
             raise self._diverged("the validation logits are not finite", progress)
-        value, loss = job.score(logits, job.validation.labels), job.validation_loss(logits, job.validation.labels)
+        value, loss = job.score(answers, labels), job.validation_loss(answers, labels)
         best = progress.best
         improved = is_better(value, loss, best, higher_is_better=job.higher_is_better)
         if improved:
@@ -264,7 +266,8 @@ class _PhaseRun:
         total, denominator, stopping = self._sum(torch.cat([loss, loss.new_tensor([float(asked)])]))
         if not math.isfinite(total):
             raise self._diverged(f"the loss became {total}", progress)
-        return total / denominator, stopping > 0
+        # Until the first target of an epoch there is no mean: a language model's steps may be without any.
+        return total / (denominator or 1.0), stopping > 0
 
     def _account(self, progress: Progress, loss: torch.Tensor, seconds: float) -> Progress:
         """Progress with each process's own losses, so that a resumed sum has the same bits, and the time it took."""

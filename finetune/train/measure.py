@@ -14,22 +14,26 @@ from accelerate.utils import broadcast_object_list, gather_object
 from finetune.data.batches import epoch_steps
 from finetune.train.job import Job
 from finetune.train.loader import batches_ahead
-from finetune.train.predict import WITHOUT_NOISE, in_order, predict_logits, to_tensors
+from finetune.train.predict import WITHOUT_NOISE, in_order, predict_answers, to_tensors
 from finetune.transfer.surgical import choose, relative_gradient_norms
 
 # Steps whose gradients are averaged; the authors take five.
 GRADIENT_STEPS = 8
 
 
-def validation_logits(job: Job, accelerator: Accelerator) -> np.ndarray:
-    """Logits (N, C) of the validation rows, each process computing its share; leaves the network in evaluation mode."""
-    found = predict_logits(
-        job.model.module, job.validation.inputs, job.validation.lengths, job.collate,
-        batch_size=job.settings.eval_batch_size, device=accelerator.device,
+def validation_answers(job: Job, accelerator: Accelerator) -> np.ndarray:
+    """The validation rows' logits (N, C), or tallies (N, 3) of a language model; leaves the network in evaluation mode.
+
+    Each process computes its share.
+    """
+    rows = job.validation
+    found = predict_answers(
+        job.model.module, rows.inputs, rows.lengths, rows.labels, job.collate,
+        answers=job.task.target.answers, batch_size=job.settings.eval_batch_size, device=accelerator.device,
         rank=accelerator.process_index, world=accelerator.num_processes, workers=job.workers,
     )  # fmt: skip
     parts = gather_object([found]) if accelerator.num_processes > 1 else [found]
-    return in_order({row: logits for part in parts for row, logits in part.items()})
+    return in_order({row: answer for part in parts for row, answer in part.items()})
 
 
 def choose_layer_groups(job: Job, accelerator: Accelerator, index: int) -> dict[str, Any]:
@@ -76,4 +80,5 @@ def _losses(job: Job, accelerator: Accelerator, steps: Sequence[Sequence[int]]) 
 
         for step, of_step in zip(steps, parts, strict=True):
             truth = torch.from_numpy(job.plain.labels[list(step)])
-            yield losses(len(of_step), target.loss_denominator(truth, host_weights, None))
+            # A step of a language model may be without any target; its sums are 0 whatever they are divided by.
+            yield losses(len(of_step), target.loss_denominator(truth, host_weights, None) or 1.0)

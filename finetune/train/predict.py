@@ -1,4 +1,4 @@
-"""Logits of many rows from a network, in batches of like length, in the rows' own order."""
+"""What a network answers to many rows, in batches of like length, in the rows' own order."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ import torch
 from torch import nn
 
 from finetune.data.batches import evaluation_batches
+from finetune.tasks.spec import Answers, the_logits
+from finetune.train.economy import without_cache
 from finetune.train.job import Collate, EncodedExamples, Moment
 from finetune.train.loader import batches_ahead
 
@@ -24,26 +26,41 @@ def to_tensors(batch: Mapping[str, np.ndarray], device: torch.device) -> dict[st
 
 
 @torch.no_grad()
-def predict_logits(
-    module: nn.Module, rows: Sequence[Any], lengths: Sequence[int], collate: Collate, *,
-    batch_size: int, device: torch.device, rank: int = 0, world: int = 1, workers: int = 0,
+def predict_answers(
+    module: nn.Module, rows: Sequence[Any], lengths: Sequence[int], labels: np.ndarray, collate: Collate, *,
+    answers: Answers, batch_size: int, device: torch.device, rank: int = 0, world: int = 1, workers: int = 0,
 ) -> dict[int, np.ndarray]:  # fmt: skip
-    """Row index -> logits (C,) float32, for the batches that fall to this rank; leaves the network in eval mode.
+    """Row index -> what a target keeps of its logits, for the batches that fall to this rank; leaves the network in eval mode.
 
-    workers: processes that make batches ahead; their number changes nothing else.
+    labels: the rows' targets, (N, …); answers: of the task's target, which turns a batch's logits and targets into one entry
+    per row; workers: processes that make batches ahead; their number changes nothing else.
     """
     module.eval()
     found: dict[int, np.ndarray] = {}
     mine = evaluation_batches(lengths, batch_size)[rank::world]
-    # Labels play no part here.
-    examples = EncodedExamples(rows, lengths, np.zeros(len(rows)), collate)
-    with closing(batches_ahead(examples, [(batch, WITHOUT_NOISE) for batch in mine], workers)) as batches:
-        for batch, (inputs, _) in zip(mine, batches, strict=True):
-            logits = module(**to_tensors(inputs, device)).logits.float().cpu().numpy()
-            found.update(zip(batch, logits, strict=True))
+    examples = EncodedExamples(rows, lengths, labels, collate)
+    with (
+        without_cache(module),
+        closing(batches_ahead(examples, [(batch, WITHOUT_NOISE) for batch in mine], workers)) as batches,
+    ):
+        for batch, (inputs, targets) in zip(mine, batches, strict=True):
+            logits = module(**to_tensors(inputs, device)).logits
+            kept = answers(logits, torch.from_numpy(targets).to(device)).cpu().numpy()
+            found.update(zip(batch, kept, strict=True))
     return found
 
 
+def predict_logits(
+    module: nn.Module, rows: Sequence[Any], lengths: Sequence[int], collate: Collate, *,
+    batch_size: int, device: torch.device, rank: int = 0, world: int = 1, workers: int = 0,
+) -> dict[int, np.ndarray]:  # fmt: skip
+    """Row index -> logits (C,) float32, as `predict_answers` of rows whose labels play no part."""
+    return predict_answers(
+        module, rows, lengths, np.zeros(len(rows)), collate,
+        answers=the_logits, batch_size=batch_size, device=device, rank=rank, world=world, workers=workers,
+    )  # fmt: skip
+
+
 def in_order(found: Mapping[int, np.ndarray]) -> np.ndarray:
-    """Logits (N, C) in row order."""
+    """Answers (N, …) in row order."""
     return np.stack([found[i] for i in range(len(found))])

@@ -14,7 +14,7 @@ from finetune.model.groups import LayerGroup
 from finetune.train.events import Callback, Notice
 from finetune.train.job import Job
 from finetune.train.loader import batches_ahead
-from finetune.train.measure import synchronise, validation_logits
+from finetune.train.measure import synchronise, validation_answers
 from finetune.train.phase import fingerprint
 from finetune.train.predict import WITHOUT_NOISE, to_tensors
 from finetune.transfer import batchnorm
@@ -83,7 +83,7 @@ def recalibrate(job: Job, accelerator: Accelerator, groups: Collection[LayerGrou
 
 def _compared(job: Job, accelerator: Accelerator, best: Mapping[str, float]) -> dict[str, float]:
     """Metric and loss of the validation rows before, as they were told, and after, as they are."""
-    logits, labels = validation_logits(job, accelerator), job.validation.labels
+    logits, labels = validation_answers(job, accelerator), job.validation.labels
     if not np.isfinite(logits).all():
         raise TrainingError(
             "the validation logits are not finite after BatchNorm was recalibrated; set transfer.batchnorm to train or freeze"

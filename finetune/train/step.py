@@ -75,6 +75,10 @@ class Stepper:
         labels = torch.from_numpy(job.train.labels[list(rows)])
         denominator = job.task.target.loss_denominator(labels, self.host_weights, None)
         told = torch.tensor([0.0, denominator / world], dtype=torch.float64, device=self.accelerator.device)
+        # A part of a language model's step may be without any target, and so may a whole step, which then has no gradient:
+        # its sums are 0, whatever they are divided by. Processes average their gradients, so each gives `world` times its
+        # share of the step's mean.
+        factor = world / (denominator or 1.0)
         parts = self._parts(rows)
         for turn, part in enumerate(parts):
             batch = next(batches)
@@ -82,8 +86,7 @@ class Stepper:
             seed_noise(self.accelerator.device, job.seed, self.index, epoch, cursor, turn, rank)
             with nullcontext() if turn == len(parts) - 1 else self.accelerator.no_sync(self.wrapped):
                 loss = self._loss(batch, [weight for _, weight in part])
-                # Processes average their gradients, so each gives `world` times its share of the step's mean.
-                self.accelerator.backward(loss * (world / denominator))
+                self.accelerator.backward(loss * factor)
             told[0] += loss.detach()
         self._update()
         return told

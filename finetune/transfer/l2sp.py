@@ -5,6 +5,11 @@
 w_S are weights with a pretrained value w⁰ (the anchor); w_new are new ones, which decay to zero. As in the authors'
 code, biases and normalisation weights are left out, and Ω takes the place of weight decay.
 
+Adapters (LoRA) are new weights beside frozen ones: what computes is w⁰ + s·B·A, so their start is w⁰ itself and the pull of
+A and B to zero is a pull back to it. β/2·(‖A‖² + ‖B‖²) is never less than β·‖B·A‖_*, the update's nuclear norm, and equal to
+it at the best A and B for that update (Srebro, Rennie & Jaakkola 2004): where the penalty on full weights keeps an update
+small, this one also keeps its rank low. DoRA's magnitudes are vectors that start at ‖w⁰‖, and are left out as all vectors are.
+
 Two couplings with the same α and β. `loss` adds ∇Ω = α(w − w⁰) to the gradient, as the paper does with SGD. Adam
 divides that by √v, which weakens the pull exactly where gradients are large, so `decoupled` applies w ← w − η·α(w − w⁰)
 beside the step, as AdamW does with weight decay (Loshchilov & Hutter 2019). AdamW shrinks w before its step, this

@@ -41,12 +41,13 @@ def relative_gradient_norms(
 
     batches: of each batch the parts of its mean loss, computed as they are asked for, so that memory holds one part at a
     time. θ are a group's matrices and kernels: normalisation is left out as in the authors' code, and biases as well, since
-    near zero every gradient is large. Leaves the network in evaluation mode, everything requiring a gradient and nothing
-    holding one. TrainingError when a gradient is not finite.
+    near zero every gradient is large. What is in no group, as the weights beside adapters are, gets no gradient. Leaves the
+    network in evaluation mode, all groups requiring a gradient and nothing holding one. TrainingError when a gradient is not finite.
     """
     module.eval()
-    for parameter in module.parameters():
-        parameter.requires_grad_(True)
+    members = groups.depth_of()
+    for name, parameter in module.named_parameters():
+        parameter.requires_grad_(name in members)
         parameter.grad = None
     weights = {group.name: _weights(module, group.parameters) for group in groups.groups[:-1]}
     sizes = {name: _norm(found) for name, found in weights.items()}

@@ -16,15 +16,16 @@ from finetune.tasks import TARGETS, TASKS
 def test_every_task_of_the_recipe_has_an_entry_and_no_other() -> None:
     assert set(TASKS) == set(typing.get_args(Task)) == set(typing.get_args(Recipe.model_fields["task"].annotation))
     assert all(name == task.name for name, task in TASKS.items())
+    classical = [target for target in TARGETS if target != "next_token"]
     assert {(task.modality, task.target.name) for task in TASKS.values()} == {
-        (modality, target) for modality in ("text", "image") for target in TARGETS
-    }
+        ("language", "next_token"), *((modality, target) for modality in ("text", "image") for target in classical)
+    }  # fmt: skip
 
 
 def test_the_entries_name_what_transformers_and_the_hub_call_it() -> None:
     for task in TASKS.values():
         assert getattr(transformers, task.auto_class) in SUPPORTED_TASKS[task.pipeline_tag]["pt"]
-        assert task.pipeline_tag.startswith(task.modality)
+        assert task.pipeline_tag.startswith({"language": "text"}.get(task.modality, task.modality))
 
 
 @pytest.mark.parametrize(
@@ -49,3 +50,10 @@ def test_metrics_are_those_that_the_recipe_accepts(target: str) -> None:
     assert TARGETS[target].metrics == METRICS[target]
     assert TARGETS[target].default_metric == DEFAULT_METRIC[target]
     assert TARGETS[target].default_metric in TARGETS[target].metrics
+
+
+@pytest.mark.parametrize("target", [target for target in TARGETS if target != "next_token"])
+def test_what_is_kept_of_few_logits_is_the_logits(target: str) -> None:
+    logits = torch.randn(4, 3, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(TARGETS[target].answers(logits, torch.zeros(4)), logits)
+    assert TARGETS[target].answers(logits.bfloat16(), torch.zeros(4)).dtype == torch.float32

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from language_samples import documents, improving, language_job, packed
 from picture_samples import picture_job
 from safetensors.torch import save_file
 from train_samples import rising, small_job, timeless, train
@@ -37,6 +38,19 @@ def smooth_job() -> Job:
 def noisy_job() -> Job:
     pull = L2SPSettings(coupling="decoupled", alpha=1.0, beta=0.1)
     return small_job(batch_size=5, accumulation=2, l2sp=pull)
+
+
+def smooth_language(adapter: str) -> Job:
+    """Of documents without targets, of unequal lengths, and too few in the last step for the second process."""
+    transfer = {"head_epochs": 1, "epochs": 1}
+    return improving(
+        language_job(adapter=adapter, rows=documents(16), batch_size=5, accumulation=2, dropout=0.0, optimizer="sgd", transfer=transfer)
+    )  # fmt: skip
+
+
+def noisy_language() -> Job:
+    pull = L2SPSettings(coupling="decoupled", alpha=1.0, beta=0.1)
+    return language_job(adapter="lora", rows=packed(documents(22), 2), l2sp=pull, gradient_checkpointing=True)
 
 
 def frozen_pictures() -> Job:
@@ -93,6 +107,20 @@ def main(folder: Path) -> None:
     asked = itertools.count()
     found["pictures stopped"] = outcome(choosing_pictures(), folder / "stopped pictures", stop=lambda: next(asked) == 5)
     found["pictures resumed"] = outcome(choosing_pictures(), folder / "stopped pictures", resume=True)
+
+    for adapter in ("none", "lora"):
+        job = smooth_language(adapter)
+        found[f"language {adapter}"] = outcome(job, folder / f"language {adapter}")
+        save_file(
+            {n: p.detach().clone() for n, p in job.model.module.named_parameters()},
+            folder / f"{adapter}{RANK}.safetensors",
+        )
+    found["noisy language"] = outcome(noisy_language(), folder / "noisy language")
+    events = []
+    found["language stopped"] = outcome(
+        noisy_language(), folder / "stopped language", stop=stop_at(1, 2, events), events=events
+    )
+    found["language resumed"] = outcome(noisy_language(), folder / "stopped language", resume=True)
 
     found["no number"] = outcome(not_a_number_in_one_process(), folder / "no number")
 

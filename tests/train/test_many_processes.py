@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +43,8 @@ def two(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict[str, 
 
 def test_replicas_are_equal_bit_for_bit_and_tell_the_same(two: tuple[Path, list[dict[str, Any]]]) -> None:
     _, (first, second) = two
-    for name in ("smooth", "noisy", "resumed 0", "resumed 1", "pictures frozen", "pictures", "pictures resumed"):
+    for name in ("smooth", "noisy", "resumed 0", "resumed 1", "pictures frozen", "pictures", "pictures resumed",
+                 "language none", "language lora", "noisy language", "language resumed"):  # fmt: skip
         assert "ended" not in first[name], first[name]
         assert first[name] == second[name], name
     assert [phase["trainable"] for phase in first["smooth"]["phases"]] == [["head"], ["block 1", "head"]]
@@ -83,6 +85,30 @@ def test_processes_whose_batchnorm_learns_agree_choose_alike_and_resume_to_the_s
         assert found["pictures"]["batchnorm"]["recalibration"]["rows"] == 16
         assert "ended" in found["pictures stopped"]
         assert found["pictures resumed"] == found["pictures"]
+
+
+@pytest.mark.parametrize("adapter", ["none", "lora"])
+def test_two_processes_of_a_language_model_come_to_what_one_comes_to_by_tokens(
+    two: tuple[Path, list[dict[str, Any]]], tmp_path: Path, adapter: str
+) -> None:
+    from many_processes import smooth_language
+
+    job = smooth_language(adapter)
+    result = train(replace(job, settings=job.settings.model_copy(update={"accumulation": 1})), tmp_path)
+    trained = load_file(two[0] / f"{adapter}0.safetensors")
+    for name, parameter in job.model.module.named_parameters():
+        assert torch.allclose(parameter, trained[name], atol=1e-5), name
+    for one, other in zip(result.history, two[1][0][f"language {adapter}"]["history"], strict=True):
+        for measured in ("train_loss", "validation_loss"):
+            assert one[measured] == pytest.approx(other[measured], abs=1e-5)
+
+
+def test_a_language_model_stopped_in_one_process_resumes_in_both_to_the_same_bits(
+    two: tuple[Path, list[dict[str, Any]]],
+) -> None:
+    for found in two[1]:
+        assert "ended" in found["language stopped"]
+        assert found["language resumed"] == found["noisy language"]
 
 
 @pytest.mark.parametrize("number", [0, 1])

@@ -208,6 +208,51 @@ def test_many_steps_of_either_coupling_bring_the_weights_home(coupling: str) -> 
         torch.testing.assert_close(parameters[name].detach(), target, atol=1e-9, rtol=0)
 
 
+ADAPTER = frozenset(f"layer.{part}.default{end}" for part, end in (("lora_A", ".weight"), ("lora_B", ".weight"), ("lora_magnitude_vector", ".weight")))  # fmt: skip
+
+
+def adapter(seed: int = 0) -> dict[str, nn.Parameter]:
+    """What peft calls the parameters of one adapter: A and B of rank 2, and DoRA's magnitudes."""
+    generator = torch.Generator().manual_seed(seed)
+    sizes = {"layer.lora_A.default.weight": (2, 5), "layer.lora_B.default.weight": (4, 2), "layer.lora_magnitude_vector.default.weight": (4,)}  # fmt: skip
+    return {n: nn.Parameter(torch.randn(*size, generator=generator, dtype=torch.float64)) for n, size in sizes.items()}
+
+
+@pytest.mark.parametrize("coupling", ["loss", "decoupled"])
+def test_adapters_go_to_zero_which_is_the_pretrained_network_and_magnitudes_stay(coupling: str) -> None:
+    parameters = adapter()
+    pull, magnitudes = Pull({}, ADAPTER, 5.0, 1.0), parameters["layer.lora_magnitude_vector.default.weight"].clone()
+    optimizer = torch.optim.SGD(parameters.values(), lr=0.1)
+    for _ in range(300):
+        for p in parameters.values():
+            p.grad = torch.zeros_like(p)
+        if coupling == "loss":
+            add_gradient(pull, parameters)
+        optimizer.step()
+        if coupling == "decoupled":
+            pull_back(pull, parameters, dict.fromkeys(parameters, 0.1))
+    update = parameters["layer.lora_B.default.weight"] @ parameters["layer.lora_A.default.weight"]
+    assert float(update.detach().norm()) < 1e-9
+    assert torch.equal(parameters["layer.lora_magnitude_vector.default.weight"], magnitudes)
+
+
+@settings(max_examples=20)
+@given(seed=st.integers(0, 1000))
+def test_the_penalty_of_an_adapter_is_at_least_the_nuclear_norm_of_its_update(seed: int) -> None:
+    """And equal to it for the factors that a singular value decomposition gives."""
+    parameters, pull = adapter(seed), Pull({}, ADAPTER, 5.0, BETA)
+    a, b = (parameters[f"layer.lora_{side}.default.weight"].detach() for side in "AB")
+    u, s, v = torch.linalg.svd(b @ a)
+    nuclear = BETA * float(s.sum())
+    assert penalty(pull, parameters) >= nuclear * (1 - 1e-12)
+    root = s[:2].sqrt()
+    best = {
+        "layer.lora_A.default.weight": nn.Parameter(root[:, None] * v[:2]),
+        "layer.lora_B.default.weight": nn.Parameter(u[:, :2] * root),
+    }
+    assert penalty(pull, best) == pytest.approx(nuclear, rel=1e-9)
+
+
 def test_drift_is_the_relative_distance_over_all_anchored_parameters() -> None:
     _, parameters, pull = made()
     moved = sum(float((parameters[n].detach() - a).pow(2).sum()) for n, a in pull.anchors.items())

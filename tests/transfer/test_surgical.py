@@ -56,6 +56,17 @@ def test_it_is_the_gradients_norm_over_the_weights_norm_averaged_over_batches() 
     assert norms["norm"] == 0.0, "vectors do not count"
 
 
+def test_what_is_in_no_group_gets_no_gradient_even_where_it_could_have_none() -> None:
+    """As weights beside adapters, which may be held in 8 bits."""
+    module, batch = net(), rows(4, 0)
+    module.register_parameter("whole", nn.Parameter(torch.ones(3, dtype=torch.int8), requires_grad=False))
+    beside = LayerGroups((LayerGroup("block", ("2.weight",), ("2",)), LayerGroup("head", ("5.weight", "5.bias"), ("5",))))  # fmt: skip
+    found = relative_gradient_norms(module.eval(), beside, ([module(batch).square().mean()] for _ in range(1)))
+    assert found == {"block": pytest.approx(by_hand(net().eval(), [batch], ["2.weight"]), rel=1e-5)}
+    asked = {name for name, parameter in module.named_parameters() if parameter.requires_grad}
+    assert asked == {"2.weight", "5.weight", "5.bias"}
+
+
 def test_the_parts_of_a_batch_add_up() -> None:
     module, batch = net().eval(), rows(6, 0)
 
