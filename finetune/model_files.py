@@ -41,6 +41,19 @@ def check_model_files(name: str, files: Iterable[str], *, allow_pickle: bool) ->
         raise _only_a_pickle(name, "a revision with safetensors")
 
 
+def check_gguf(name: str, *, architecture: str | None, rename: str | Mapping[str, str] | None, language: bool) -> None:
+    """Refuse a GGUF file where no language model is asked for, or where the recipe says what the file itself says."""
+    if not language:
+        raise SourceError(
+            f"backbone '{name}' is a GGUF file, which holds a language model; only the task causal_lm takes one, give a model folder"
+        )
+    if architecture is not None or rename is not None:
+        key = "architecture" if architecture is not None else "rename"
+        raise SourceError(
+            f"backbone.{key}: the GGUF file '{name}' says itself which network it holds and by which names; remove the key"
+        )
+
+
 def check_weight_file(
     name: str, file: str, *, architecture: str | None, rename: str | Mapping[str, str] | None, allow_pickle: bool
 ) -> None:

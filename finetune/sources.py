@@ -16,10 +16,12 @@ from pathlib import Path, PurePosixPath
 from typing import Any, Literal, TypeVar
 
 from finetune.errors import SourceError
+from finetune.gguf_metadata import GGUF_SUFFIX, is_gguf, read_gguf
 from finetune.model_files import (
     MODEL_FILES,
     PICKLE_FILES,
     WEIGHT_SUFFIXES,
+    check_gguf,
     check_model_files,
     check_weight_file,
     first_line,
@@ -57,7 +59,8 @@ Kind = Literal["model", "dataset"]
 class Source:
     """A found model or data set. `path` is None only while it lives on the hub alone; `files` are its file names.
 
-    A file of bare weights is of the kind `file` wherever it lies; `package` then still names the package it came with.
+    A file of bare weights or a GGUF file is of the kind `file` wherever it lies; `package` then still names the package it
+    came with.
     """
 
     name: str
@@ -66,6 +69,11 @@ class Source:
     revision: str | None = None
     package: str | None = None
     files: tuple[str, ...] = ()
+
+    @property
+    def is_gguf(self) -> bool:
+        """Whether it is one GGUF file, which holds a whole language model: configuration, weights and tokenizer."""
+        return self.kind == "file" and self.files[0].endswith(GGUF_SUFFIX)
 
 
 def find_source(name: str, *, revision: str | None = None, kind: Kind) -> Source:
@@ -86,20 +94,26 @@ def find_source(name: str, *, revision: str | None = None, kind: Kind) -> Source
     if kind == "model" and source.path is not None:
         if source.path.is_dir():
             refuse_unsafe_config(name, source.path)
-        elif source.path.suffix in WEIGHT_SUFFIXES:
+        elif source.path.suffix in (*WEIGHT_SUFFIXES, GGUF_SUFFIX):
             return replace(source, kind="file")
         else:
             raise SourceError(
-                f"backbone '{name}' is a file; give the folder that holds config.json and model.safetensors, or a file of bare weights ({', '.join(WEIGHT_SUFFIXES)})"
+                f"backbone '{name}' is a file; give the folder that holds config.json and model.safetensors, a file of bare weights ({', '.join(WEIGHT_SUFFIXES)}), or a GGUF file ({GGUF_SUFFIX})"
             )
     return source
 
 
 def check_bare_weights(
-    source: Source, *, architecture: str | None, rename: str | Mapping[str, str] | None, allow_pickle: bool
-) -> None:
-    """Refuse what the recipe says of a file of bare weights when it does not fit, or the backbone is a model folder."""
-    if source.kind == "file":
+    source: Source, *, architecture: str | None, rename: str | Mapping[str, str] | None, allow_pickle: bool,
+    language: bool = False,
+) -> None:  # fmt: skip
+    """Refuse what the recipe says of a file of bare weights when it does not fit, or the backbone is a model folder.
+
+    language: whether a language model is asked for, which alone may be a GGUF file.
+    """
+    if source.is_gguf:
+        check_gguf(source.name, architecture=architecture, rename=rename, language=language)
+    elif source.kind == "file":
         check_weight_file(
             source.name, source.files[0], architecture=architecture, rename=rename, allow_pickle=allow_pickle
         )
@@ -113,7 +127,7 @@ def check_bare_weights(
 def local_model(source: Source, *, allow_pickle: bool) -> Path:
     """The folder of a model's files, downloaded if need be; refuses pickles and models that bring their own code.
 
-    A file of bare weights is given as it is.
+    A file of bare weights, or a GGUF file, is given as it is.
     """
     path = source.path
     if source.kind == "file" and path is not None:
@@ -137,12 +151,15 @@ def local_model(source: Source, *, allow_pickle: bool) -> Path:
 
 
 def read_card_metadata(path: Path | None) -> dict[str, object]:
-    """The YAML front matter of `path`/README.md; empty when there is none. SourceError when it is no valid YAML."""
+    """The YAML front matter of `path`/README.md; empty when there is none. SourceError when it is no valid YAML.
+
+    A GGUF file without a card beside it carries the licence and the languages in its own metadata.
+    """
     if path is None:
         return {}
     card = (path if path.is_dir() else path.parent) / "README.md"
     if not card.is_file():
-        return {}
+        return _gguf_card(path) if is_gguf(path) else {}
     match = re.match(r"\A\ufeff?---\s*\n(.*?)\n---\s*(\n|\Z)", card.read_text("utf-8", errors="replace"), re.DOTALL)
     if not match:
         return {}
@@ -165,6 +182,18 @@ def read_card_metadata(path: Path | None) -> dict[str, object]:
             f"{card}: its metadata block is not valid YAML ({first_line(error)}); mend or remove it"
         ) from error
     return {str(k): v for k, v in data.items()} if isinstance(data, dict) else {}
+
+
+def _gguf_card(path: Path) -> dict[str, object]:
+    """What a GGUF file's metadata say in the words of a card's front matter."""
+    metadata = read_gguf(path, lists=("general.languages",)).metadata
+    keys = {
+        "license": "license",
+        "license.name": "license_name",
+        "license.link": "license_link",
+        "languages": "language",
+    }
+    return {key: metadata[f"general.{name}"] for name, key in keys.items() if f"general.{name}" in metadata}
 
 
 def hub_card_metadata(source: Source, kind: Kind) -> dict[str, object]:

@@ -143,6 +143,69 @@ def test_a_model_that_is_a_file_without_weights_is_refused(tmp_path: Path) -> No
     assert "is a file; give the folder" in refused(lambda: find_source(str(path), kind="model"))
 
 
+# GGUF files
+
+
+@pytest.fixture
+def gguf(tmp_path: Path) -> Path:
+    """A header of metadata alone, which is all that finding a model reads."""
+
+    def text(value: str) -> bytes:
+        return len(value).to_bytes(8, "little") + value.encode()
+
+    def entry(name: str, value: str) -> bytes:
+        return text(name) + (8).to_bytes(4, "little") + text(value)
+
+    entries = [entry("general.architecture", "llama"), entry("general.license", "apache-2.0")]
+    counts = (3).to_bytes(4, "little") + (0).to_bytes(8, "little") + len(entries).to_bytes(8, "little")
+    file = tmp_path / "model.Q4_1.gguf"
+    file.write_bytes(b"GGUF" + counts + b"".join(entries))
+    return file
+
+
+def test_a_gguf_file_is_a_whole_language_model(gguf: Path) -> None:
+    source = find_source(str(gguf), kind="model")
+    assert source == Source(str(gguf), "file", gguf, files=("model.Q4_1.gguf",))
+    assert source.is_gguf
+    check_bare_weights(source, architecture=None, rename=None, allow_pickle=False, language=True)
+    assert local_model(source, allow_pickle=False) == gguf
+
+
+def test_a_gguf_file_inside_a_package(gguf: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    package = gguf.parent / "gguf_in_here"
+    package.mkdir()
+    (package / "__init__.py").write_text("raise RuntimeError('imported')", "utf-8")
+    gguf.rename(package / "m.gguf")
+    monkeypatch.syspath_prepend(str(gguf.parent))
+    source = find_source("package:gguf_in_here/m.gguf", kind="model")
+    assert (source.kind, source.package, source.path) == ("file", "gguf_in_here", package / "m.gguf")
+    assert source.is_gguf
+
+
+def test_a_gguf_file_is_for_language_models_and_needs_no_names(gguf: Path) -> None:
+    source = find_source(str(gguf), kind="model")
+    plain: dict[str, Any] = {"architecture": None, "rename": None, "allow_pickle": False}
+    assert "only the task causal_lm takes one" in refused(lambda: check_bare_weights(source, **plain))
+    for key, value in (("architecture", "resnet18"), ("rename", "in_order")):
+        message = refused(
+            lambda key=key, value=value: check_bare_weights(source, **{**plain, key: value}, language=True)
+        )
+        assert message.startswith(f"backbone.{key}: the GGUF file")
+        assert message.endswith("remove the key")
+
+
+def test_the_licence_of_a_gguf_file_is_in_its_metadata_unless_a_card_says_it(gguf: Path) -> None:
+    assert read_card_metadata(gguf) == {"license": "apache-2.0"}
+    (gguf.parent / "README.md").write_text("---\nlicense: mit\n---\n", "utf-8")
+    assert read_card_metadata(gguf) == {"license": "mit"}
+
+
+def test_a_file_that_only_calls_itself_gguf_is_refused_when_it_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "model.gguf"
+    path.write_bytes(b"PK")
+    assert "is not readable as GGUF" in refused(lambda: read_card_metadata(path))
+
+
 # Bare weights
 
 

@@ -24,6 +24,7 @@ from finetune.model.heads import (
     set_head_dropout,
 )
 from finetune.model.pickles import convert_pickle
+from finetune.model.quantised import weights_in
 from finetune.model.quiet import quiet_transformers
 from finetune.model.scale import require_shift
 from finetune.model.timm_groups import timm_layer_groups
@@ -45,7 +46,7 @@ Probe = Callable[[nn.Module], Mapping[str, torch.Tensor]]
 class TransferModel:
     """A network ready for transfer learning; the module is the only mutable part.
 
-    fresh: names of parameters that have no pretrained value, all of them in the head's group.
+    fresh: names of parameters that have no pretrained value: a new head's, all of them in its group, or an adapter's.
     """
 
     module: nn.Module
@@ -56,7 +57,7 @@ class TransferModel:
     @property
     def parameters(self) -> int:
         """Number of weights; a tied one counts once."""
-        return sum(p.numel() for p in self.module.parameters())
+        return sum(weights_in(p) for p in self.module.parameters())
 
 
 def short_text(module: nn.Module) -> dict[str, torch.Tensor]:

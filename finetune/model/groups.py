@@ -8,7 +8,7 @@ used many times (ALBERT) are one layer group; a tied weight belongs to the lowes
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -58,17 +58,49 @@ class LayerGroups:
         return tuple(self.groups[index] for index in sorted(indices))
 
 
+def groups_within(groups: LayerGroups, model: nn.Module, parameters: Collection[str]) -> LayerGroups:
+    """The layer groups of some parameters of `model` alone: groups without any of them disappear.
+
+    model: the network after modules were added inside those that `groups` knows; what was added belongs where the module
+    around it does. parameters: names in `model`.
+    """
+    depth_of_module = {name: depth for depth, group in enumerate(groups.groups) for name in group.modules}
+
+    def depth_of(name: str) -> int | None:
+        while name not in depth_of_module and name:
+            name = name.rpartition(".")[0]
+        return depth_of_module.get(name)
+
+    modules = {name: depth_of(name) for name, _ in model.named_modules()}
+    kept = [name for name, _ in model.named_parameters() if name in parameters]
+    if lost := [name for name in kept if modules[name.rpartition(".")[0]] is None]:
+        raise SourceError(
+            f"{type(model).__name__}: parameter '{lost[0]}' lies in no layer group; choose another backbone"
+        )
+    found = (
+        LayerGroup(
+            group.name,
+            tuple(name for name in kept if modules[name.rpartition(".")[0]] == depth),
+            tuple(name for name, at in modules.items() if at == depth),
+        )
+        for depth, group in enumerate(groups.groups)
+    )
+    return LayerGroups(tuple(group for group in found if group.parameters))
+
+
 # A block is usually one module; where an architecture spreads a block over several lists (XLM), it is one of each.
 Block = tuple[str, ...]
 
 
 def find_layer_groups(
-    model: nn.Module, blocks_under: nn.Module, run: Callable[[], object], *, trial: str = "a short text"
-) -> LayerGroups:
+    model: nn.Module, blocks_under: nn.Module, run: Callable[[], object], *, trial: str = "a short text",
+    headless: bool = False,
+) -> LayerGroups:  # fmt: skip
     """Group a network's parameters and modules by when they first run.
 
     model: the whole network; blocks_under: the part in which lists of blocks are searched (the pretrained body);
-    run: one small forward pass of `model`, on what `trial` says.
+    run: one small forward pass of `model`, on what `trial` says; headless: the last block may be the head, where there are
+    no weights after it (a language model whose output is its input embeddings, without a last normalisation).
     SourceError when the pass fails, no blocks are found, nothing comes after them, or a parameter has no place.
     """
     architecture = type(model).__name__
@@ -85,7 +117,7 @@ def find_layer_groups(
         if (depth := _depth(name, module, blocks, first_run)) is not None
     }
     depth_of_parameter = _place_parameters(model, depth_of_module)
-    if len(blocks) + 1 not in depth_of_parameter.values():
+    if not headless and len(blocks) + 1 not in depth_of_parameter.values():
         raise SourceError(f"{architecture} has no weights after its last block, so it has no head to train")
     names = ["embeddings", *(f"block {i}" for i in range(len(blocks))), "head"]
     return LayerGroups(
@@ -136,7 +168,7 @@ def first_runs(model: nn.Module, run: Callable[[], object], trial: str) -> dict[
 
     handles = [module.register_forward_pre_hook(note(name)) for name, module in model.named_modules()]
     try:
-        with _eval_mode(model), torch.no_grad():
+        with eval_mode(model), torch.no_grad():
             run()
     except Exception as error:  # whatever this architecture's own code raises
         raise SourceError(
@@ -149,7 +181,8 @@ def first_runs(model: nn.Module, run: Callable[[], object], trial: str) -> dict[
 
 
 @contextmanager
-def _eval_mode(model: nn.Module) -> Iterator[None]:
+def eval_mode(model: nn.Module) -> Iterator[None]:
+    """Run without dropout and batch statistics; afterwards each module is in the mode that it was in."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
