@@ -1,10 +1,11 @@
 """What a model is worth: metrics with intervals, calibration, baselines. numpy here; scikit-learn and scipy only when called."""
 
-from finetune.evaluation import multi_label, regression, single_label
+from finetune.evaluation import multi_label, next_token, regression, single_label
 from finetune.evaluation.baselines import baselines
 from finetune.evaluation.calibration import calibration_report, decision_calibration_report, softmax
 from finetune.evaluation.conformal import interval_report
 from finetune.evaluation.spec import Evaluation
+from finetune.evaluation.unigram import unigram_baselines
 
 EVALUATIONS: dict[str, Evaluation] = {
     "single_label": Evaluation(
@@ -43,7 +44,19 @@ EVALUATIONS: dict[str, Evaluation] = {
         drop=regression.drop,
         hardness=regression.hardness,
     ),
+    "next_token": Evaluation(
+        metrics=next_token.METRICS,
+        score=next_token.score,
+        higher_is_better=next_token.higher_is_better,
+        check_metrics=next_token.check_metrics,
+        measure=next_token.measure,
+        evaluate=next_token.evaluate,
+        calibrate=None,
+        agreement=next_token.agreement,
+        drop=next_token.drop,
+        hardness=next_token.hardness,
+    ),
 }
 """By the name of the target."""
 
-__all__ = ["EVALUATIONS", "Evaluation", "baselines", "softmax"]
+__all__ = ["EVALUATIONS", "Evaluation", "baselines", "softmax", "unigram_baselines"]

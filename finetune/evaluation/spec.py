@@ -46,6 +46,7 @@ class Evaluate(Protocol):
         labels: npt.NDArray[Any],
         label_names: Sequence[str],
         metrics: Sequence[str],
+        /,
         seed: int = 0,
     ) -> dict[str, Any]: ...
 
@@ -89,7 +90,8 @@ class Evaluation:
     """How answers of one target are judged.
 
     Logits and labels are: single_label (N, C) and int64 (N,); multi_label (N, C) and (N, C) of 0 and 1; regression (N, 1) and
-    (N,). All raise TrainingError for logits that are not finite, and DataError for no rows or shapes that do not fit.
+    (N,); next_token has tallies (N, 3) for logits, and looks at no labels. All raise TrainingError for logits that are not finite,
+    and DataError for no rows or shapes that do not fit.
     """
 
     metrics: tuple[str, ...]
@@ -99,7 +101,8 @@ class Evaluation:
     check_metrics: CheckMetrics
     measure: Measure
     evaluate: Evaluate
-    calibrate: Calibrate
+    calibrate: Calibrate | None
+    """None for next_token: a language model's answers are texts, and no temperature or interval is fitted to them."""
     agreement: Agreement
     drop: Drop
     hardness: Hardness
