@@ -9,6 +9,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from finetune.export.causal import export_causal
     from finetune.export.judge import Judge, judge_by
     from finetune.export.kinds import EXPORTS, ExportKind
     from finetune.export.stages import ExportPlan, ExportResult, export_all
@@ -22,6 +23,7 @@ __all__ = [
     "Judge",
     "check_bitsandbytes",
     "export_all",
+    "export_causal",
     "judge_by",
 ]
 
@@ -33,6 +35,7 @@ _HOMES = {
     "Judge": "finetune.export.judge",
     "check_bitsandbytes": "finetune.export.support",
     "export_all": "finetune.export.stages",
+    "export_causal": "finetune.export.causal",
     "judge_by": "finetune.export.judge",
 }
 

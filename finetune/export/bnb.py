@@ -15,9 +15,13 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from finetune.errors import ExportError
+from finetune.export.causal_measure import Answers, TorchDecoder, answers_of, logit_gaps, same_choice
 from finetune.export.choose import Yardstick
+from finetune.export.generation_speed import measure_generation
+from finetune.export.judge import Judge
 from finetune.export.parity import Batch, Logits, Predict
 from finetune.export.support import check_bitsandbytes
 
@@ -30,20 +34,7 @@ def load_bitsandbytes(folder: Path, *, skip: Sequence[str], device: str = "cpu")
 
     `skip` names the modules that keep their precision (the head). ExportError if bitsandbytes is missing or refuses.
     """
-    check_bitsandbytes("text")
-    from transformers import AutoModelForSequenceClassification, BitsAndBytesConfig
-
-    config = BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=list(skip))
-    try:
-        with _quiet():
-            model: Any = AutoModelForSequenceClassification.from_pretrained(
-                folder, quantization_config=config, device_map={"": device}, local_files_only=True, use_safetensors=True
-            )
-    except Exception as error:  # transformers and bitsandbytes report an unsupported set-up in many classes
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ExportError(
-            f"{folder}: bitsandbytes cannot load the model in int8 on {device} ({reason}); set export.bitsandbytes to false"
-        ) from error
+    model = _load(folder, "AutoModelForSequenceClassification", skip, device)
 
     def predict(batch: Batch) -> Logits:
         inputs = {name: torch.from_numpy(array).to(device) for name, array in batch.items()}
@@ -52,6 +43,62 @@ def load_bitsandbytes(folder: Path, *, skip: Sequence[str], device: str = "cpu")
         return logits
 
     return predict, int(model.get_memory_footprint())
+
+
+def _load(folder: Path, auto_class: str, skip: Sequence[str], device: str) -> Any:
+    check_bitsandbytes("text")
+    import transformers
+
+    config = transformers.BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=list(skip))
+    try:
+        with _quiet():
+            return getattr(transformers, auto_class).from_pretrained(
+                folder, quantization_config=config, device_map={"": device}, local_files_only=True, use_safetensors=True
+            )
+    except Exception as error:  # transformers and bitsandbytes report an unsupported set-up in many classes
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ExportError(
+            f"{folder}: bitsandbytes cannot load the model in int8 on {device} ({reason}); set export.bitsandbytes to false"
+        ) from error
+
+
+def measure_causal(
+    folder: Path,
+    sample: Sequence[Any],
+    reference: Answers,
+    prompt: NDArray[np.int64],
+    judge: Judge,
+    *,
+    skip: Sequence[str],
+    cpu_name: str,
+) -> dict[str, object]:
+    """report["export"]["bitsandbytes"] of a causal language model, on a sample of the validation texts.
+
+    `reference` are torch's answers to it with logits. One short answer is timed: a token takes seconds on a CPU.
+    """
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    model = _load(folder, "AutoModelForCausalLM", skip, device)
+    decoder = TorchDecoder(model)
+    with _quiet():
+        speeds = measure_generation({"it": decoder}, prompt, new_tokens=8, rounds=1, seconds=0)["it"]
+        found = answers_of(decoder, sample, keep_logits=True)
+    where = cpu_name if device == "cpu" else torch.cuda.get_device_name()
+    tokens = int(found.tallies[:, 1].sum())
+    return {
+        "size_bytes": int(model.get_memory_footprint()),
+        **speeds,
+        "agreement": same_choice(reference, found),
+        **logit_gaps(reference, found),
+        "metric": float(judge.score(found.tallies, np.zeros(0))),
+        "rows": len(sample),
+        "note": f"torch with LLM.int8 weights on {where}, measured on {tokens} validation tokens; {_HONEST[device]}.",
+    }
+
+
+_HONEST = {
+    "cpu": "a memory saving, not a speed-up: on a CPU it is slower than fp32",
+    "cuda": "a memory saving",
+}
 
 
 def measure_bitsandbytes(
@@ -79,9 +126,6 @@ def measure_bitsandbytes(
     seen = order[: len(logits)]
     compared = yardstick.judge.compare(torch_logits[seen], logits, yardstick.labels[seen])
     where = cpu_name if device == "cpu" else torch.cuda.get_device_name()
-    honest = (
-        "a memory saving, not a speed-up: on a CPU it is slower than fp32" if device == "cpu" else "a memory saving"
-    )
     return {
         "size_bytes": size,
         "latency_ms": {"1": round(single, 3), "32": round(many, 3)},
@@ -90,7 +134,7 @@ def measure_bitsandbytes(
         "max_abs_diff": compared["max_abs_diff"],
         "metric": float(yardstick.judge.score(logits, yardstick.labels[seen])),
         "rows": len(logits),
-        "note": f"torch with LLM.int8 weights on {where}, measured on {len(logits)} of {len(order)} validation rows; {honest}.",
+        "note": f"torch with LLM.int8 weights on {where}, measured on {len(logits)} of {len(order)} validation rows; {_HONEST[device]}.",
     }
 
 

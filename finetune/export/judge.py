@@ -23,7 +23,7 @@ class Judge:
 
     metric: str
     """Name of the metric that is gated."""
-    score: Callable[[Logits, Labels], float]
+    score: Callable[[NDArray[Any], Labels], float]
     higher_is_better: bool
     agreement: Callable[[Logits, Logits, Labels], float]
     """Share of rows (0 to 1) to which two forms give the same answer."""

@@ -53,30 +53,35 @@ def export_onnx(
         )
     inputs = {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in examples.items()}
     dynamic = {axis: torch.export.Dim(name, min=1, max=largest) for axis, (name, largest) in axes.items()}
-    with evaluating(model), _eager_attention(model), _silence():
+    with evaluating(model), eager_attention(model):
+        proto = trace(
+            model,
+            type(model).__name__,
+            kwargs=inputs,
+            input_names=list(inputs),
+            output_names=[LOGITS],
+            dynamic_shapes=dict.fromkeys(inputs, dynamic),
+        )
+    _require_signature(proto, tuple(inputs), axes, type(model).__name__)
+    save_onnx(proto, path)
+
+
+def trace(model: nn.Module, name: str, **arguments: Any) -> Any:
+    """The ONNX model (protobuf) of `model` with `torch.onnx.export`'s arguments, tidied; ExportError names it as `name`."""
+    with _silence():
         try:
-            program = torch.onnx.export(
-                model,
-                kwargs=inputs,
-                input_names=list(inputs),
-                output_names=[LOGITS],
-                dynamic_shapes=dict.fromkeys(inputs, dynamic),
-                opset_version=OPSET,
-                dynamo=True,
-                verbose=False,
-            )
+            program = torch.onnx.export(model, opset_version=OPSET, dynamo=True, verbose=False, **arguments)
         except Exception as error:  # torch.export, its decompositions and onnxscript each raise classes of their own
             reason = _reason(error)
             raise ExportError(
-                f"{type(model).__name__} cannot be exported to ONNX with torch {torch.__version__} ({reason}); "
+                f"{name} cannot be exported to ONNX with torch {torch.__version__} ({reason}); "
                 "choose a backbone whose forward pass torch.export can trace"
             ) from error
         if program is None:
-            raise ExportError(f"{type(model).__name__}: torch.onnx.export gave no program")
+            raise ExportError(f"{name}: torch.onnx.export gave no program")
         proto = program.model_proto
     _tidy(proto)
-    _require_signature(proto, tuple(inputs), axes, type(model).__name__)
-    save_onnx(proto, path)
+    return proto
 
 
 def save_onnx(proto: Any, path: Path) -> None:
@@ -114,7 +119,7 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def _eager_attention(model: nn.Module) -> Iterator[None]:
+def eager_attention(model: nn.Module) -> Iterator[None]:
     """Attention as plain matrix products inside, for transformers models; other modules have one form only."""
     change = getattr(model, "set_attn_implementation", None)
     before = getattr(getattr(model, "config", None), "_attn_implementation", None)

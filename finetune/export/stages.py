@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from finetune.bundle import INT8 as INT8_PATH
+from finetune.bundle import MODEL_FOLDER
 from finetune.bundle import ONNX as ONNX_PATH
 from finetune.errors import ExportError, GateError
 from finetune.export.bnb import measure_bitsandbytes
@@ -47,17 +48,20 @@ class ExportPlan:
     """A processor kind of `finetune.hardware.INT8_TARGETS`, or "native"."""
     int8_max_drop: float = 0.01
     int8_min_agreement: float = 0.97
-    calibration_rows: int = 256
-    """Training rows that static quantisation sees."""
+    prompt_tokens: int = 64
+    """Language models: length of the prompt with which speed is measured."""
     bitsandbytes: bool = False
 
 
 @dataclass(frozen=True)
 class ExportResult:
-    """`report` is report.json's "export" section; `logits` holds the validation logits of "onnx" and, if kept, "int8"."""
+    """`report` is report.json's "export" section; `logits` holds the validation logits of "onnx" and, if kept, "int8".
+
+    Of language models they are tallies float64 (N, 3).
+    """
 
     report: dict[str, object]
-    logits: dict[str, Logits]
+    logits: dict[str, NDArray[Any]]
 
 
 def export_all(
@@ -71,15 +75,15 @@ def export_all(
     plan: ExportPlan,
     judge: Judge,
     torch_logits: Logits,
-    model_folder: Path,
-    training_rows: Sequence[Any] = (),
+    model_folder: Path | None = None,
+    calibration_rows: Sequence[Any] = (),
     progress: Callable[[str], None],
 ) -> ExportResult:
     """Write `folder`/onnx/model.onnx and, where one passes, model.int8.onnx; measure and gate them.
 
     `rows` and `labels` are the validation split, encoded by `encoder`; `torch_logits` (N, C) are its logits in the same
-    order. `training_rows` are encoded too; of them the plan's number is drawn to calibrate static int8 on.
-    `model_folder` holds the model as transformers loads it. `progress` is given one line per step.
+    order. `calibration_rows` are training rows, encoded too, that static int8 is calibrated on. `model_folder` holds the
+    model as transformers loads it; `folder`/model when None. `progress` is given one line per step.
     GateError if fp32 ONNX misses a gate, ExportError if a form cannot be built or gives logits that are not finite.
     """
     started = time.perf_counter()
@@ -89,7 +93,7 @@ def export_all(
     yardstick = Yardstick(kind.prepared(encoder), rows, labels, judge, kind)
     native = int8_target(cpu().flags)
     target = native if plan.int8_cpu == "native" else plan.int8_cpu
-    calibration = kind.spread_rows(encoder, training_rows, min(plan.calibration_rows, len(training_rows)))
+    model_folder = model_folder or folder / MODEL_FOLDER
     with evaluating(model), tempfile.TemporaryDirectory(prefix=".int8-", dir=folder) as scratch:
         predict = torch_predict(model)
         progress("ONNX: exporting")
@@ -103,18 +107,18 @@ def export_all(
         limits = Limits(plan.int8_max_drop, plan.int8_min_agreement)
         bench = Workbench(fp32, Path(scratch), yardstick, limits, progress)
         if plan.int8_mode == "auto":
-            kind.try_int8(bench, target, encoder, calibration)
+            kind.try_int8(bench, target, encoder, calibration_rows)
         progress("measuring speed")
         speeds = _speeds(yardstick, {"torch": predict, "onnx": fp32.predict}, bench.trials)
         choice = decide(
             bench.trials, fp32, speeds, limits, judge, target=target, native=native, asked=plan.int8_mode != "off"
         )
         if choice.form:
-            _keep(choice.form.path, folder / INT8_PATH)
+            keep_form(choice.form.path, folder / INT8_PATH)
     bnb: dict[str, object] | None = None
     if plan.bitsandbytes:
         progress("bitsandbytes: measuring (slow on CPUs)")
-        skip = _head_modules(model)
+        skip = head_modules(model)
         bnb = measure_bitsandbytes(model_folder, yardstick, torch_logits, skip=skip, cpu_name=cpu().model)
     report: dict[str, object] = {
         "tolerance": plan.tolerance,
@@ -123,7 +127,7 @@ def export_all(
         "int8_min_agreement": plan.int8_min_agreement,
         "cpu_target": target,
         "measured_on": cpu().model,
-        "torch": {"size_bytes": _weight_bytes(model, model_folder), **speeds["torch"]},
+        "torch": {"size_bytes": weight_bytes(model, model_folder), **speeds["torch"]},
         "onnx": {
             "path": ONNX_PATH,
             "size_bytes": fp32.size_bytes,
@@ -132,8 +136,10 @@ def export_all(
             "opset": OPSET,
             "batch_invariant": fp32.invariant,
         },
-        "int8": int8_section(choice, fp32, bench.trials, yardstick, speeds, INT8_PATH, len(calibration)),
-        "candidates": [candidate_row(trial, yardstick, speeds, choice, len(calibration)) for trial in bench.trials],
+        "int8": int8_section(choice, fp32, bench.trials, yardstick, speeds, INT8_PATH, len(calibration_rows)),
+        "candidates": [
+            candidate_row(trial, yardstick, speeds, choice, len(calibration_rows)) for trial in bench.trials
+        ],
         "bitsandbytes": bnb,
         "gates": gates + list(choice.gates),
         "served": "int8" if choice.served else "onnx",
@@ -209,19 +215,19 @@ def _compare_fp32(
     return {**compared, "shapes_max_abs_diff": worst_shape * judge.unit}, gates
 
 
-def _head_modules(model: nn.Module) -> list[str]:
+def head_modules(model: nn.Module) -> list[str]:
     """Top-level modules that are not the encoder: pooler-free heads, classifiers."""
     encoder = getattr(model, "base_model_prefix", "")
     return [name for name, _ in model.named_children() if name != encoder]
 
 
-def _weight_bytes(model: nn.Module, model_folder: Path) -> int:
+def weight_bytes(model: nn.Module, model_folder: Path) -> int:
     """Size of the safetensors files, or of the parameters where there are none yet."""
     files = sum(path.stat().st_size for path in model_folder.glob("*.safetensors"))
     return files or sum(tensor.numel() * tensor.element_size() for tensor in model.state_dict().values())
 
 
-def _keep(source: Path, target: Path) -> None:
+def keep_form(source: Path, target: Path) -> None:
     """Copy the chosen file, and weights beside it if any; hard links are avoided, for ONNX Runtime follows them."""
     for path in source.parent.glob(f"{source.name}*"):
         shutil.copyfile(path, target.parent / path.name)

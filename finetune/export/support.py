@@ -6,7 +6,7 @@ import importlib.util
 
 from finetune.errors import ExportError
 
-BITSANDBYTES_MODALITIES = ("text",)
+BITSANDBYTES_MODALITIES = ("text", "language")
 """LLM.int8 replaces linear layers; nearly all of a convnet's weights are in convolutions, which it leaves alone."""
 
 

@@ -21,6 +21,21 @@ Row = dict[str, object]
 
 
 @dataclass(frozen=True)
+class Terms:
+    """What forms of a network are weighed by, and the words for it."""
+
+    speed: str = "at batch 1"
+    """What latencies are of."""
+    least_ratio: float = 1.0
+    """int8 is served if it is more than this times as fast as fp32; it is smaller in any case."""
+    answers: str = "of the rows get fp32's answer"
+    """What agreement is the share of."""
+
+
+ROWS = Terms()
+
+
+@dataclass(frozen=True)
 class Choice:
     """What became of int8: the form that is kept (None if none passed), whether it is served, and why."""
 
@@ -45,8 +60,9 @@ def decide(
     target: str,
     native: str,
     asked: bool = True,
+    terms: Terms = ROWS,
 ) -> Choice:
-    """Keep the best int8 trial that passes the quality gates; serve it if it is also faster than fp32 at batch 1.
+    """Keep the best int8 trial that passes the quality gates; serve it if it is also faster than fp32, as the terms say.
 
     `target` is the processor kind that int8 is for, `native` this machine's. Where they differ, a speed measured here
     says nothing about the target, so quality and size decide and there is no speed gate.
@@ -56,9 +72,9 @@ def decide(
     single = {name: figures["latency_ms"]["1"] for name, figures in speeds.items()}
     best = pick(trials, single if target == native else None)
     if best is None:
-        return _none_passed(trials, limits, judge)
+        return _none_passed(trials, limits, judge, terms)
     assert best.form is not None  # pick returns built trials only
-    gates = _quality_gates(best, limits, judge)
+    gates = _quality_gates(best, limits, judge, terms)
     size = f"{best.form.size_bytes / fp32.size_bytes:.0%} of the size"
     if target != native:
         reason = (
@@ -67,13 +83,13 @@ def decide(
         )
         return Choice(best.form, True, reason, gates)
     ratio = single["onnx"] / single[best.name]
-    speed = f"{ratio:.2f} times as fast as fp32 ONNX at batch 1"
-    gates = (*gates, gate("int8_speed", 1.0, ratio, ratio > 1, f"{best.name}: {speed} (must be above 1)"))
-    if ratio > 1:
+    speed, least = f"{ratio:.2f} times as fast as fp32 ONNX {terms.speed}", terms.least_ratio
+    gates = (*gates, gate("int8_speed", least, ratio, ratio > least, f"{best.name}: {speed} (must be above {least:g})"))
+    if ratio > least:
         reason = f"int8 ({best.name}) is served: it passes the quality gates, is {speed}, and has {size}."
     else:
         reason = f"fp32 ONNX is served because int8 ({best.name}) is only {speed}, though it passes the quality gates and has {size}."
-    return Choice(best.form, ratio > 1, reason, gates)
+    return Choice(best.form, ratio > least, reason, gates)
 
 
 def pick(trials: Sequence[Trial], latency_ms: Mapping[str, float] | None) -> Trial | None:
@@ -156,7 +172,7 @@ def candidate_row(trial: Trial, yardstick: Yardstick, speeds: Speeds, choice: Ch
     }
 
 
-def _none_passed(trials: Sequence[Trial], limits: Limits, judge: Judge) -> Choice:
+def _none_passed(trials: Sequence[Trial], limits: Limits, judge: Judge, terms: Terms) -> Choice:
     """fp32 is served; the gates show the trial that came closest."""
     built = [trial for trial in trials if trial.form]
     if not built:
@@ -164,10 +180,10 @@ def _none_passed(trials: Sequence[Trial], limits: Limits, judge: Judge) -> Choic
         return Choice(None, False, f"fp32 ONNX is served because no int8 candidate could be built ({reasons}).")
     closest = min(built, key=lambda trial: (trial.drop, -trial.agreement))
     sentence = f"fp32 ONNX is served because no int8 candidate passes the quality gates; the closest is {closest.name}: {closest.reason}."
-    return Choice(None, False, sentence, _quality_gates(closest, limits, judge))
+    return Choice(None, False, sentence, _quality_gates(closest, limits, judge, terms))
 
 
-def _quality_gates(trial: Trial, limits: Limits, judge: Judge) -> tuple[Row, ...]:
+def _quality_gates(trial: Trial, limits: Limits, judge: Judge, terms: Terms) -> tuple[Row, ...]:
     drop, agreement = trial.drop, trial.agreement
     return (
         gate(
@@ -182,6 +198,6 @@ def _quality_gates(trial: Trial, limits: Limits, judge: Judge) -> tuple[Row, ...
             limits.min_agreement,
             agreement,
             agreement >= limits.min_agreement,
-            f"{trial.name}: {agreement:.4f} of the rows get fp32's answer (at least {limits.min_agreement:g})",
+            f"{trial.name}: {agreement:.4f} {terms.answers} (at least {limits.min_agreement:g})",
         ),
     )

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from tiny_convnets import ENCODER, Exported, depthwise_net, pictures
+from tiny_decoders import ExportedDecoder, exported
 from tiny_encoders import MAX_LENGTH, WORDS, Setting, build
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
@@ -64,3 +65,20 @@ def convnet(tmp_path_factory: pytest.TempPathFactory) -> Exported:
     statistics = collect(folder / "model.onnx", calibration, folder)
     logits = predict_rows(torch_predict(model), ENCODER, rows, 16)
     return Exported(model, folder / "model.onnx", statistics, rows, logits, logits.argmax(axis=1))
+
+
+@pytest.fixture(scope="session")
+def gpt2(tmp_path_factory: pytest.TempPathFactory) -> ExportedDecoder:
+    return exported("gpt2", tmp_path_factory.mktemp("gpt2"))
+
+
+@pytest.fixture(scope="session")
+def llama(tmp_path_factory: pytest.TempPathFactory) -> ExportedDecoder:
+    return exported("llama", tmp_path_factory.mktemp("llama"))
+
+
+@pytest.fixture(scope="session", params=["gpt2", "llama"])
+def decoder(request: pytest.FixtureRequest) -> ExportedDecoder:
+    """One of the two, with its embedding tied to its head."""
+    found: ExportedDecoder = request.getfixturevalue(request.param)
+    return found

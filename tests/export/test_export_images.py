@@ -58,7 +58,7 @@ def run(convnet: Exported, folder: Path, **changes: Any) -> ExportResult:
         "judge": judge(),
         "torch_logits": convnet.logits,
         "model_folder": folder,
-        "training_rows": ENCODER.encode(pictures(120, seed=1)),
+        "calibration_rows": ENCODER.encode(pictures(120, seed=1)),
         "progress": lambda line: None,
     }
     return export_all(folder=folder, rows=convnet.rows, encoder=ENCODER, **values | changes)
@@ -67,7 +67,7 @@ def run(convnet: Exported, folder: Path, **changes: Any) -> ExportResult:
 def test_convnet_is_exported_calibrated_and_served_from_its_int8_file(
     ready: Exported, tmp_path: Path, timed: list[list[str]]
 ) -> None:
-    result = run(ready, tmp_path, int8_cpu="native", training_rows=ENCODER.encode(pictures(110, seed=1)))
+    result = run(ready, tmp_path, int8_cpu="native", calibration_rows=ENCODER.encode(pictures(110, seed=1)))
     report: Any = result.report
     json.dumps(report, allow_nan=False)
     assert report["onnx"]["max_abs_diff"] < 1e-4 > report["onnx"]["shapes_max_abs_diff"]
@@ -113,10 +113,10 @@ def test_when_none_passes_the_most_sensitive_layers_stay_fp32(ready: Exported, t
     assert "no int8 candidate passes the quality gates" in report["served_reason"]
 
 
-def test_calibration_draws_the_planned_number_of_the_training_rows_only(
+def test_calibration_sees_every_row_that_is_given_for_it_and_no_other(
     ready: Exported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    training = ENCODER.encode(pictures(130, seed=1))
+    training = ENCODER.encode(pictures(100, seed=1))
     seen: list[Any] = []
 
     class Spy(ImageEncoder):
@@ -135,24 +135,23 @@ def test_calibration_draws_the_planned_number_of_the_training_rows_only(
         calibrated.append(len(seen))
 
     kind = type(KIND)(**{**{f: getattr(KIND, f) for f in KIND.__dataclass_fields__}, "try_int8": note})
-    plan = ExportPlan(int8_max_drop=0.2, int8_min_agreement=0.7, calibration_rows=100)
+    plan = ExportPlan(int8_max_drop=0.2, int8_min_agreement=0.7)
     report: Any = export_all(
         ready.model, tmp_path, ready.rows, ready.labels, spy, kind=kind, plan=plan, judge=judge(),
-        torch_logits=ready.logits, model_folder=tmp_path, training_rows=training, progress=lambda line: None,
+        torch_logits=ready.logits, model_folder=tmp_path, calibration_rows=training, progress=lambda line: None,
     ).report  # fmt: skip
     assert calibrated == [100]
-    assert {id(row) for row in seen} <= {id(row) for row in training}
-    assert len({id(row) for row in seen}) == 100
+    assert {id(row) for row in seen} == {id(row) for row in training}
     assert report["int8"]["calibration"]["rows"] == 100
 
 
 def test_few_calibration_rows_are_used_with_a_note_and_none_leave_fp32(ready: Exported, tmp_path: Path) -> None:
     (tmp_path / "few").mkdir()
-    report: Any = run(ready, tmp_path / "few", training_rows=ENCODER.encode(pictures(30, seed=1))).report
+    report: Any = run(ready, tmp_path / "few", calibration_rows=ENCODER.encode(pictures(30, seed=1))).report
     assert report["int8"]["calibration"]["rows"] == 30
     assert "only 30 training rows" in report["int8"]["calibration"]["note"]
     (tmp_path / "none").mkdir()
-    report = run(ready, tmp_path / "none", training_rows=()).report
+    report = run(ready, tmp_path / "none", calibration_rows=()).report
     assert report["served"] == "onnx"
     assert "needs calibration rows" in report["served_reason"]
 
@@ -235,7 +234,7 @@ def test_vision_transformer_gets_the_dynamic_candidates_of_an_encoder(tmp_path: 
     report: Any = run(
         exported,
         tmp_path,
-        training_rows=(),
+        calibration_rows=(),
         int8_cpu="avx2",
         int8_max_drop=1.0,
         int8_min_agreement=0.0,
