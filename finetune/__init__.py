@@ -3,6 +3,7 @@
     recipe = finetune.load_recipe("recipes/text_cls.yaml", ["seed=1"])
     report = finetune.run(recipe)
     finetune.Predictor(report.bundle).predict("...")
+    finetune.Generator(report.bundle).generate("...")  # of a language model's bundle
 
 Names are loaded when first used, so importing this package is instant and needs no torch.
 """
@@ -18,11 +19,20 @@ if TYPE_CHECKING:
     from finetune.preflight import preflight as validate
     from finetune.recipe import Recipe, load_recipe
     from finetune.result import Report
-    from finetune.serve import MultiLabelPrediction, Prediction, Predictor, RegressionPrediction
+    from finetune.serve import (
+        Generation,
+        Generator,
+        MultiLabelPrediction,
+        Prediction,
+        Predictor,
+        RegressionPrediction,
+    )
 
 __version__ = "0.1.0"
 __all__ = [
     "FinetuneError",
+    "Generation",
+    "Generator",
     "MultiLabelPrediction",
     "Prediction",
     "Predictor",
@@ -36,6 +46,8 @@ __all__ = [
 
 _HOMES = {
     "FinetuneError": ("finetune.errors", "FinetuneError"),
+    "Generation": ("finetune.serve", "Generation"),
+    "Generator": ("finetune.serve", "Generator"),
     "MultiLabelPrediction": ("finetune.serve", "MultiLabelPrediction"),
     "Prediction": ("finetune.serve", "Prediction"),
     "Predictor": ("finetune.serve", "Predictor"),

@@ -8,17 +8,13 @@ import json
 import signal
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING
 
+from finetune import predict_command
 from finetune.errors import FinetuneError, Interrupted
 
-if TYPE_CHECKING:
-    from finetune.serve import Outcome, Predictor
-
-TRAIN_PACKAGES = {"torch", "torchvision", "timm", "transformers", "accelerate", "datasets", "datasketch", "sklearn", "scipy", "onnx", "onnxscript", "jinja2", "rich", "safetensors", "huggingface_hub", "license_expression", "matplotlib", "pyarrow"}  # fmt: skip
+TRAIN_PACKAGES = {"torch", "torchvision", "timm", "transformers", "accelerate", "datasets", "datasketch", "sklearn", "scipy", "onnx", "onnxscript", "jinja2", "rich", "safetensors", "huggingface_hub", "license_expression", "matplotlib", "pyarrow", "peft", "gguf"}  # fmt: skip
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -79,36 +75,8 @@ def _parser() -> argparse.ArgumentParser:
     new.add_argument("--image-column", help="column with the path or the bytes of an image")
     new.add_argument("--label-column", help="column with the label")
 
-    predict = add("predict", _predict, "answer texts or images with a bundle")
-    predict.add_argument("bundle", type=Path)
-    predict.add_argument(
-        "images",
-        nargs="*",
-        metavar="IMAGE",
-        help="image files, folders of them, or quoted patterns such as 'scans/*.png'",
-    )
-    predict.add_argument("--text", action="append", help="a text to answer; may be given several times")
-    predict.add_argument(
-        "--input", type=Path, help="CSV, TSV, JSON lines, Parquet or text file of texts, or of paths of images"
-    )
-    predict.add_argument("--output", type=Path, help="file for the answers; its ending says the format")
-    predict.add_argument("--text-column", default="text", help="column with the text (default: text)")
-    predict.add_argument(
-        "--image-column", default="image", help="column with the image's path, relative to the table (default: image)"
-    )
-    predict.add_argument("--prefix", default="", help="put before the names of the added columns")
-    predict.add_argument(
-        "--unreadable",
-        choices=("report", "refuse"),
-        default="report",
-        help="an image that cannot be read: go on, and name it in the output (default), or end there",
-    )
-    predict.add_argument("--batch-size", type=int, default=32, help="rows per batch (default: 32)")
-    predict.add_argument(
-        "--form",
-        choices=("served", "onnx", "int8"),
-        default="served",
-        help="which form answers (default: the one the bundle serves)",
+    predict_command.add_arguments(
+        add("predict", predict_command.predict, "answer texts or images, or continue a prompt, with a bundle")
     )
 
     export = add("export", _export, "build and measure a bundle's ONNX and int8 forms again")
@@ -177,67 +145,6 @@ def _new(options: argparse.Namespace) -> None:
         ),
         options.output,
     )
-
-
-def _predict(options: argparse.Namespace) -> int:
-    from finetune.serve import Predictor
-
-    ways = {"text": _predict_texts, "images": _predict_images, "input": _predict_table}
-    given = [way for way in ways if getattr(options, way)]
-    if len(given) != 1:
-        return _fail("predict: give either --text or --input, or images after the bundle, and only one of them", 2)
-    if options.input and not options.output:
-        return _fail("predict: --input needs --output, a file whose ending says the format", 2)
-    if options.text and options.output:
-        return _fail("predict: --output goes with --input or with images; the answers to --text are printed", 2)
-    predictor = Predictor(options.bundle, which=options.form)
-    wrong = {
-        ("images", "text"): "this bundle reads texts, not images; give them with --text or --input",
-        ("text", "image"): "this bundle reads images, not texts; name image files, folders or quoted patterns after it",
-    }
-    if (given[0], predictor.modality) in wrong:
-        return _fail(f"{options.bundle}: {wrong[given[0], predictor.modality]}", 2)
-    outcome = ways[given[0]](predictor, options)
-    if options.output:
-        print(f"{outcome.rows:,} rows -> {options.output}")
-    if outcome.unreadable:
-        return _fail(f"{outcome.unreadable:,} of {outcome.rows:,} images have no answer, the first: {outcome.first}", 2)
-    return 0
-
-
-def _predict_texts(predictor: Predictor, options: argparse.Namespace) -> Outcome:
-    from finetune.serve import Outcome
-
-    for text, answer in zip(options.text, predictor.predict(options.text, options.batch_size), strict=True):
-        print(json.dumps({"text": text, **asdict(answer)}, ensure_ascii=False))
-    return Outcome(len(options.text))
-
-
-def _predict_images(predictor: Predictor, options: argparse.Namespace) -> Outcome:
-    from finetune.serve import Outcome, predict_images, stream_images
-
-    if options.output:
-        return predict_images(
-            predictor, options.images, options.output,
-            batch_size=options.batch_size, prefix=options.prefix, unreadable=options.unreadable,
-        )  # fmt: skip
-    rows, failed, first = 0, 0, None
-    for line in stream_images(predictor, options.images, options.batch_size, unreadable=options.unreadable):
-        print(json.dumps(line, ensure_ascii=False))
-        rows += 1
-        if "error" in line:
-            failed, first = failed + 1, first or str(line["error"])
-    return Outcome(rows, failed, first)
-
-
-def _predict_table(predictor: Predictor, options: argparse.Namespace) -> Outcome:
-    from finetune.serve import predict_file
-
-    return predict_file(
-        predictor, options.input, options.output,
-        text_column=options.text_column, image_column=options.image_column,
-        batch_size=options.batch_size, prefix=options.prefix, unreadable=options.unreadable,
-    )  # fmt: skip
 
 
 def _export(options: argparse.Namespace) -> None:

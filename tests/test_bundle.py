@@ -17,11 +17,15 @@ from hypothesis import strategies as st
 
 from finetune import bundle as contract
 from finetune.bundle import Bundle, free_bytes, publish, require_space, seal, start, write_json, write_preprocessing
+from finetune.bundle.preprocessing import read_labels
 from finetune.errors import BundleError
-from finetune.preprocess import ImageEncoder, ImagePreprocess, TextPreprocess
+from finetune.preprocess import ImageEncoder, ImagePreprocess, LanguagePreprocess, TextPreprocess
 
 TEXT = TextPreprocess(16, ("input_ids", "attention_mask"), 0)
 IMAGE = ImagePreprocess(crop=(8, 6), resize=9, mean=(0.1, 0.2, 0.3))
+LANGUAGE = LanguagePreprocess(
+    16, 0, eos_token_ids=(0, 2), chat_template="{{ messages[0].content }}", special={"eos_token": "<|end|>"}
+)
 FACTS = {"name": "tiny", "served": "onnx/model.onnx", "batch_invariant": True, "seed": 3}
 
 
@@ -193,7 +197,7 @@ def edit(path: Path, name: str, **changes: object) -> None:
             "target 'single_lable' is not known; did you mean 'single_label'",
         ),
         ("preprocess.json", {"target": ["single_label"]}, "is not known"),
-        ("preprocess.json", {"image": {}}, "must have one section of text, image, but has 2"),
+        ("preprocess.json", {"image": {}}, "must have one section of text, image, language, but has 2"),
         ("preprocess.json", {"interval": -1}, "interval must be null or a number"),
         ("preprocess.json", {"interval": math.inf}, "interval must be null or a number"),
         ("preprocess.json", {"interval": "1"}, "interval must be null or a number"),
@@ -201,6 +205,7 @@ def edit(path: Path, name: str, **changes: object) -> None:
         ("preprocess.json", {"temperature": math.nan}, "temperature must be a number above zero"),
         ("preprocess.json", {"temperature": True}, "temperature must be a number above zero"),
         ("preprocess.json", {"text": None}, "not an object"),
+        ("preprocess.json", {"target": "next_token"}, "reads text cannot answer with next_token"),
     ],
 )
 def test_a_document_that_cannot_be_right_is_refused(path, name, changes, words):
@@ -254,6 +259,24 @@ def test_an_image_bundle_needs_no_tokenizer_and_keeps_its_interval(tmp_path):
     assert (bundle.preprocess, bundle.interval, bundle.temperature) == (IMAGE, 0.25, 1.0)
     assert isinstance(bundle.encoder(), ImageEncoder)
     assert bundle.encoder().settings == IMAGE
+
+
+def test_a_language_bundle_has_no_labels_and_keeps_its_chat_template(tmp_path):
+    partial = fill(start(tmp_path / "run"))
+    write_preprocessing(partial, task="causal_lm", target="next_token", preprocess=LANGUAGE)
+    with pytest.raises(BundleError, match="must be an empty list for the target next_token"):
+        read_labels(partial, "next_token")
+    write_json(partial / "labels.json", [])
+    seal(partial, FACTS)
+    publish(partial, tmp_path / "run")
+    bundle = Bundle.open(tmp_path / "run")
+    assert (bundle.task, bundle.modality, bundle.target, bundle.labels) == ("causal_lm", "language", "next_token", ())
+    assert bundle.preprocess == LANGUAGE
+    with pytest.raises(BundleError, match=r"tokenizer\.json: "):
+        bundle.encoder()
+    edit(tmp_path / "run", "preprocess.json", target="regression")
+    with pytest.raises(BundleError, match="reads language cannot answer with regression"):
+        Bundle.open(tmp_path / "run", verify=False)
 
 
 def test_a_bundle_whose_tokenizer_is_not_in_the_manifest_does_not_open(path):

@@ -9,10 +9,10 @@ from pathlib import Path
 
 from finetune.bundle.contents import MANIFEST, RECIPE, REPORT, check_format
 from finetune.bundle.manifest import check_files, check_manifest, check_regular, verify_all, verify_file
-from finetune.bundle.preprocessing import MODALITIES, read_labels, read_preprocessing
+from finetune.bundle.preprocessing import MODALITIES, Settings, read_labels, read_preprocessing
 from finetune.disk import read_json
-from finetune.errors import BundleError, RecipeError, SourceError
-from finetune.preprocess import Encoder, ImagePreprocess, TextPreprocess
+from finetune.errors import BundleError, DataError, RecipeError, SourceError
+from finetune.preprocess import Encoder
 
 
 @dataclass(frozen=True)
@@ -23,12 +23,12 @@ class Bundle:
     manifest: Mapping[str, object]
     task: str
     modality: str
-    """What it reads: `text` or `image`."""
+    """What it reads: `text`, `image` or `language`."""
     target: str
-    """What it answers: `single_label`, `multi_label` or `regression`."""
+    """What it answers: `single_label`, `multi_label`, `regression` or `next_token`."""
     labels: tuple[str, ...]
-    """Label names in the order of the logits; () for regression."""
-    preprocess: TextPreprocess | ImagePreprocess
+    """Label names in the order of the logits; () for regression and for language models."""
+    preprocess: Settings
     temperature: float
     """Logits are divided by it before they become probabilities."""
     interval: float | None
@@ -53,7 +53,7 @@ class Bundle:
 
     @property
     def outputs(self) -> int:
-        """Numbers that the network gives for one input: a logit per label, or one value."""
+        """Numbers that a classifier or regressor gives for one input: a logit per label, or one value."""
         return len(self.labels) or 1
 
     @property
@@ -80,7 +80,7 @@ class Bundle:
         """What turns this bundle's inputs into the network's arrays; BundleError if its files cannot be used."""
         try:
             return MODALITIES[self.modality].encoder(self.path, self.preprocess)
-        except (SourceError, RecipeError) as error:
+        except (SourceError, RecipeError, DataError) as error:
             raise BundleError(str(error)) from error
 
     def verify(self) -> None:

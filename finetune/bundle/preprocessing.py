@@ -12,14 +12,25 @@ from typing import Any
 from finetune.bundle.contents import FORMAT, LABELS, PREPROCESS, TOKENIZER, check_format
 from finetune.disk import read_json, write_json
 from finetune.errors import BundleError, nearest
-from finetune.preprocess import Encoder, ImageEncoder, ImagePreprocess, TextEncoder, TextPreprocess
+from finetune.preprocess import (
+    Encoder,
+    ImageEncoder,
+    ImagePreprocess,
+    LanguageEncoder,
+    LanguagePreprocess,
+    TextEncoder,
+    TextPreprocess,
+)
+
+Settings = TextPreprocess | ImagePreprocess | LanguagePreprocess
+"""How an input is prepared: one kind for each modality."""
 
 
 @dataclass(frozen=True)
 class Modality:
     """What a bundle keeps for one kind of input; its name is the key of the settings in `preprocess.json`."""
 
-    settings: type[TextPreprocess] | type[ImagePreprocess]
+    settings: type[TextPreprocess] | type[ImagePreprocess] | type[LanguagePreprocess]
     files: tuple[str, ...]
     """What the encoder reads beside `preprocess.json`."""
     encoder: Callable[[Path, Any], Encoder]
@@ -29,13 +40,17 @@ class Modality:
 MODALITIES = {
     "text": Modality(TextPreprocess, (TOKENIZER,), lambda folder, settings: TextEncoder(folder / TOKENIZER, settings)),
     "image": Modality(ImagePreprocess, (), lambda _, settings: ImageEncoder(settings)),
+    "language": Modality(
+        LanguagePreprocess, (TOKENIZER,), lambda folder, settings: LanguageEncoder(folder / TOKENIZER, settings)
+    ),
 }
 
-# Fewest and most label names of each target; a regression head has none, and one output.
+# Fewest and most label names of each target; a regression head has none and one output, a next token is no label.
 LABEL_COUNTS: dict[str, tuple[int, float]] = {
     "single_label": (2, math.inf),
     "multi_label": (1, math.inf),
     "regression": (0, 0),
+    "next_token": (0, 0),
 }
 
 
@@ -48,7 +63,7 @@ class Preprocessing:
     """A key of `LABEL_COUNTS`."""
     modality: str
     """A key of `MODALITIES`."""
-    settings: TextPreprocess | ImagePreprocess
+    settings: Settings
     temperature: float
     interval: float | None
 
@@ -58,7 +73,7 @@ def write_preprocessing(
     *,
     task: str,
     target: str,
-    preprocess: TextPreprocess | ImagePreprocess,
+    preprocess: Settings,
     temperature: float = 1.0,
     interval: float | None = None,
 ) -> None:
@@ -95,6 +110,10 @@ def read_preprocessing(folder: Path) -> Preprocessing:
             f"{path}: must have one section of {', '.join(MODALITIES)}, but has {len(sections)}; update finetune"
         )
     (modality,) = sections
+    if (modality == "language") != (target == "next_token"):
+        raise BundleError(
+            f"{path}: a bundle that reads {modality} cannot answer with {target}; take a whole copy of it"
+        )
     temperature, interval = _number(document.get("temperature")), _number(document.get("interval"))
     if not temperature:
         raise BundleError(f"{path}: the temperature must be a number above zero; take a whole copy of the bundle")

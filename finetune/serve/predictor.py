@@ -5,20 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal, NoReturn
+from typing import Any, NoReturn
 
 import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-from finetune.bundle import INT8, ONNX, Bundle
+from finetune.bundle import Bundle
 from finetune.errors import BundleError, DataError
 from finetune.hardware import cpu
 from finetune.runtime import open_session, run_logits
 from finetune.serve.answers import TARGETS, Answer
+from finetune.serve.forms import Which, batch_invariant, onnx_file
 from finetune.serve.inputs import READERS, Input, Shape, as_list
-
-Which = Literal["served", "onnx", "int8"]
 
 
 class Predictor:
@@ -38,13 +37,17 @@ class Predictor:
         to the model, and for decoding images; the usable cores when None. BundleError if the bundle cannot be used.
         """
         self._bundle = bundle = Bundle.open(Path(path), verify=verify)
-        file = _onnx_file(bundle, which)
+        if bundle.modality not in READERS:
+            raise BundleError(
+                f"{path}: this bundle continues a prompt, given with --prompt; in Python open it with finetune.Generator"
+            )
+        file = onnx_file(bundle, which)
         self._encoder = bundle.encoder()
         self._reader = READERS[bundle.modality]
         self._session = open_session(bundle.path / file, threads)
         self._threads = threads or cpu().cores
         _check_feeds(bundle, file, self._session, self._reader.feeds(bundle.preprocess))
-        self._one_by_one = not _batch_invariant(bundle, file)
+        self._one_by_one = not batch_invariant(bundle, file)
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -150,15 +153,6 @@ def _refuse(_: int, error: DataError) -> NoReturn:
     raise error
 
 
-def _onnx_file(bundle: Bundle, which: str) -> str:
-    files = {"served": bundle.served, "onnx": ONNX, "int8": INT8}
-    if which not in files:
-        raise BundleError(f"which is '{which}'; it must be one of {', '.join(files)}")
-    if files[which] not in bundle.files:
-        raise BundleError(f"{bundle.path}: the bundle has no {files[which]}; use which='served'")
-    return files[which]
-
-
 def _check_feeds(bundle: Bundle, file: str, session: ort.InferenceSession, made: Mapping[str, Shape]) -> None:
     """BundleError if the ONNX file wants an array, or a size of one, that the preprocessing does not make."""
     for item in session.get_inputs():
@@ -171,12 +165,3 @@ def _check_feeds(bundle: Bundle, file: str, session: ort.InferenceSession, made:
             raise BundleError(
                 f"{bundle.path / file}: wants '{item.name}' of shape {item.shape}, but preprocess.json makes {made[item.name]}"
             )
-
-
-def _batch_invariant(bundle: Bundle, file: str) -> bool:
-    """Whether an input's logits do not depend on those beside it; unless measured so, they are taken to depend."""
-    if file == bundle.served:
-        return bundle.manifest["batch_invariant"] is True
-    export = bundle.report.get("export")
-    measured = export.get("onnx" if file == ONNX else "int8") if isinstance(export, Mapping) else None
-    return isinstance(measured, Mapping) and measured.get("batch_invariant") is True

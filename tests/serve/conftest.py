@@ -10,10 +10,12 @@ import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
+from tiny_language import CONTEXT, shared_bundle, write_language_bundle, write_reciter
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 
 from finetune.bundle import publish, seal, start, write_json, write_preprocessing
 from finetune.preprocess import ImagePreprocess, TextPreprocess
+from finetune.serve import Generator
 
 TEXT = TextPreprocess(12, ("input_ids", "attention_mask"), pad_token_id=0)
 IMAGE = ImagePreprocess(
@@ -174,3 +176,37 @@ def reseal() -> Callable[[Path], None]:
         seal(path, {key: value for key, value in manifest.items() if key not in ("format", "files")})
 
     return again
+
+
+@pytest.fixture(scope="session")
+def language_bundle(tmp_path_factory) -> Path:
+    """A bundle of a briefly trained tiny GPT-2; tests must not change it."""
+    return shared_bundle(tmp_path_factory.getbasetemp())
+
+
+@pytest.fixture(scope="session")
+def make_language_bundle(language_bundle, tmp_path_factory) -> Callable[..., Path]:
+    """make_language_bundle(onnx_file=…, chat=…, …) -> path of a new bundle."""
+
+    def make(*, onnx_file: Path | None = None, **settings) -> Path:
+        path = tmp_path_factory.mktemp("language") / "run"
+        return write_language_bundle(
+            path, language_bundle.with_name("backbone"), onnx_file or language_bundle / "onnx/model.onnx", **settings
+        )
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def reciting(make_language_bundle, language_bundle, tmp_path_factory) -> Callable[..., Generator]:
+    """reciting(text) -> a generator that answers the prompt "Go" with that text and an end token, whatever it is asked."""
+
+    def make(text: str, **settings) -> Generator:
+        own = Generator(language_bundle)
+        start = len(own.prompt_ids("Go")) - 1
+        script = [*[0] * start, *own.prompt_ids(text), 0]
+        path = tmp_path_factory.mktemp("reciter") / "m.onnx"
+        write_reciter(path, [*script, *[0] * (CONTEXT - len(script))], vocabulary=300, **settings)
+        return Generator(make_language_bundle(onnx_file=path))
+
+    return make
