@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Mapping
 from types import TracebackType
+from typing import Any
 
 from rich.console import Console as RichConsole
 from rich.progress import (
@@ -88,8 +90,9 @@ class Console:
     def summarise(self, report: Report) -> None:
         """The result as a small table, and the licence verdict."""
         data, metric = report.data, report.metric
+        columns = SPEEDS.get(str(data["run"].get("modality")), LATENCIES)
         table = Table(box=None, pad_edge=False, padding=(0, 2), header_style="dim")
-        for column in ("form", metric + " (test)", "size", "1 row", "32 rows"):
+        for column in ("form", metric + " (test)", "size", *columns):
             table.add_column(column, justify="left" if column == "form" else "right")
         for form in ("torch", "onnx", "int8"):
             part = data["export"][form]
@@ -103,12 +106,15 @@ class Console:
             score = f"{test[metric]['value']:.4f}" if test else ""
             table.add_row(
                 f"{form}{' (served)' if form == report.served else ''}", score, f"{part['size_bytes'] / 1e6:.1f} MB",
-                f"{part['latency_ms']['1']:.1f} ms", f"{part['latency_ms']['32']:.0f} ms",
+                *[write(part) for write in columns.values()],
             )  # fmt: skip
         self._console.print()
         self._console.print(table)
+        for line in _before_and_after(data.get("language") or {}):
+            self._console.print(line, markup=False)
         for name, scores in (data["baselines"] or {}).items():
             value = scores.get(metric)
+            value = value.get("value") if isinstance(value, Mapping) else value
             if value is not None:
                 self._console.print(f"baseline {name}: {metric} {value:.4f}", style="dim", markup=False)
         self._console.print(data["license"]["sentence"], markup=False)
@@ -126,6 +132,35 @@ class Console:
         if self._task is not None:
             self._bars.remove_task(self._task)
             self._task = None
+
+
+LATENCIES: dict[str, Callable[[Mapping[str, Any]], str]] = {
+    "1 row": lambda form: f"{form['latency_ms']['1']:.1f} ms",
+    "32 rows": lambda form: f"{form['latency_ms']['32']:.0f} ms",
+}
+SPEEDS: dict[str, dict[str, Callable[[Mapping[str, Any]], str]]] = {
+    "language": {
+        "first token": lambda form: f"{form['ms_first_token']:.0f} ms",
+        "tokens/s": lambda form: f"{form['tokens_per_second']:.1f}",
+    }
+}
+"""Columns on speed where a form is not judged by the time for rows."""
+
+
+def _before_and_after(language: Mapping[str, Any]) -> list[str]:
+    """What training did to a language model: perplexity in the domain and out of it, and what it recites."""
+    lines = []
+    for key, place in (("test", "the test split"), ("general", "general texts")):
+        before, after = ((language.get(when) or {}).get(key) or {} for when in ("before", "after"))
+        if "perplexity" in before and "perplexity" in after:
+            old, new = before["perplexity"]["value"], after["perplexity"]["value"]
+            lines.append(f"perplexity on {place}: {old:.2f} before, {new:.2f} after ({100 * (new / old - 1):+.1f} %)")
+    recited = language.get("memorisation") or {}
+    if recited.get("share") is not None:
+        base = recited.get("base_share")
+        beside = "" if base is None else f", the base model {100 * base:.1f} %"
+        lines.append(f"recites {100 * recited['share']:.1f} % of {recited['ngram']}-token runs{beside}")
+    return lines
 
 
 def _number(value: object) -> str:

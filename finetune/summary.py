@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from finetune.preflight import Checked
 from finetune.recipe import Recipe
 
@@ -13,7 +15,7 @@ def describe_checked(recipe: Recipe, checked: Checked) -> str:
         ("backbone", _source(checked.backbone.name, checked.backbone.package, checked.backbone.revision)),
         ("data", _source(checked.data.name, checked.data.package, checked.data.revision)),
         ("rows", f"{seen.rows:,}" if seen.rows is not None else "known when loaded"),
-        ("labels", _labels(checked)),
+        *LEARNED.get(recipe.task, _labelled)(recipe, checked),
         ("licence", checked.license["sentence"]),
         ("output", str(checked.workspace.bundle)),
     ]
@@ -23,6 +25,42 @@ def describe_checked(recipe: Recipe, checked: Checked) -> str:
     width = max(len(name) for name, _ in facts)
     lines = [f"{name:<{width}}  {text}" for name, text in facts]
     return "\n".join([*lines, f"{recipe.name}: ready to run"])
+
+
+def _labelled(recipe: Recipe, checked: Checked) -> list[tuple[str, str]]:
+    return [("labels", _labels(checked))]
+
+
+def _continued(recipe: Recipe, checked: Checked) -> list[tuple[str, str]]:
+    """What a language model learns from the rows, how they are cut, and beside which weights."""
+    data, adapter, general = recipe.data, recipe.transfer.adapter, recipe.evaluation.general
+    packed = "packed with whole documents" if data.packing else "one document or conversation each"
+    facts = [
+        ("learns", _objective(recipe)),
+        ("blocks", f"up to {data.max_length} tokens, {packed}; longer: {data.overlong}"),
+    ]
+    if adapter.kind != "none":
+        targets = "every linear layer of every block" if adapter.targets == "auto" else ", ".join(adapter.targets)
+        facts.append(
+            (
+                "adapter",
+                f"{adapter.kind}, rank {adapter.rank}, alpha {adapter.alpha:g}, {adapter.base} base, on {targets}",
+            )
+        )
+    facts.append(("forgetting", f"measured on {general.source}" if general else "not measured (evaluation.general)"))
+    return facts
+
+
+def _objective(recipe: Recipe) -> str:
+    if recipe.data.messages_column:
+        return f"what the assistant says in '{recipe.data.messages_column}'"
+    if recipe.data.prompt_column:
+        return f"'{recipe.data.answer_column}' as the answer to '{recipe.data.prompt_column}'"
+    return "to continue the texts"
+
+
+LEARNED: dict[str, Callable[[Recipe, Checked], list[tuple[str, str]]]] = {"causal_lm": _continued}
+"""What a task learns from its rows, where that is not labels."""
 
 
 def _labels(checked: Checked) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+from finetune.release import _language
 from finetune.release._facts import Report, dataset_name
 from finetune.release._kinds import Modality, kind_of, modality_of
 from finetune.release._markdown import bullets, code, counted, number, share, table, text
@@ -33,7 +34,7 @@ def training_data(report: Report) -> str:
     if audit.get("warnings"):
         parts += ["Warnings of the audit:", bullets(map(text, audit["warnings"]))]
     parts.append(
-        f"Data fingerprint (labels, {modality_of(report).many}, splits and order): {code(data['fingerprint'])}"
+        f"Data fingerprint ({'' if target == 'next_token' else 'labels, '}{modality_of(report).many}, splits and order): {code(data['fingerprint'])}"
     )
     return "\n\n".join(part for part in parts if part)
 
@@ -74,6 +75,7 @@ _SPLITS: dict[str, Callable[[Report], Iterator[str]]] = {
     "single_label": _label_rows,
     "multi_label": _label_sets,
     "regression": _values,
+    "next_token": _language.tokens,
 }
 
 
@@ -93,7 +95,7 @@ def _pictures(report: Report) -> str:
     return f"The model sees {number(seen['height'])} × {number(seen['width'])} pixels (height × width).{described}"
 
 
-_INPUTS: dict[str, Callable[[Report], str]] = {"text": _tokens, "image": _pictures}
+_INPUTS: dict[str, Callable[[Report], str]] = {"text": _tokens, "image": _pictures, "language": _language.taught}
 
 
 def _audit(report: Report, words: Modality) -> Iterator[str]:
@@ -111,17 +113,28 @@ def _audit(report: Report, words: Modality) -> Iterator[str]:
         if sum(leaks.values()) == 0
         else f"{words.many.capitalize()} shared between splits: {', '.join(f'{text(pair)} {number(count)}' for pair, count in leaks.items())}."
     )
-    yield f"{counted(audit['conflicting_label_groups'], 'group')} of {words.identical} with different labels."
+    if kind_of(report)[1] != "next_token":
+        yield f"{counted(audit['conflicting_label_groups'], 'group')} of {words.identical} with different labels."
     if audit.get("imbalance") is not None:
         yield f"Largest to smallest label: {number(audit['imbalance'], 2)} to 1."
 
 
+def _empty(audit: Mapping[str, Any]) -> str:
+    return f"{counted(audit['empty_texts'], 'empty text')} dropped"
+
+
+def _jaccard(report: Report) -> str:
+    return f"8-gram Jaccard similarity from {number(report['audit']['similarity_threshold'], 2)}"
+
+
 _LEFT_OUT: dict[str, Callable[[Mapping[str, Any]], str]] = {
-    "text": lambda audit: f"{counted(audit['empty_texts'], 'empty text')} dropped",
+    "text": _empty,
+    "language": _empty,
     "image": lambda audit: f"{counted((audit.get('images') or {}).get('unreadable', 0), 'unreadable file')} left out",
 }
 _NEAR: dict[str, Callable[[Report], str]] = {
-    "text": lambda report: f"8-gram Jaccard similarity from {number(report['audit']['similarity_threshold'], 2)}",
+    "text": _jaccard,
+    "language": _jaccard,
     "image": lambda report: (
         f"perceptual hashes that differ in at most {_distance(report)} of 64 bits, confirmed on pixels"
     ),

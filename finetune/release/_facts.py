@@ -31,19 +31,22 @@ METRIC_NAMES = {
     "r2": "R²",
     "pearson": "Pearson correlation",
     "spearman": "Spearman correlation",
+    "perplexity": "Perplexity",
 }
-LOWER_IS_BETTER = frozenset({"loss", "mae", "rmse"})
-SHARES = frozenset(METRIC_NAMES) - {"mae", "rmse", "r2", "pearson", "spearman"}
+LOWER_IS_BETTER = frozenset({"loss", "mae", "rmse", "perplexity"})
+SHARES = frozenset(METRIC_NAMES) - {"mae", "rmse", "r2", "pearson", "spearman", "perplexity"}
 """Metrics that are fractions of one, whose differences are told in points."""
 
 # The Hub's metric ids, which are those of its evaluate library, where they are not ours.
 _HUB_METRICS = {"r2": "r_squared", "pearson": "pearsonr", "spearman": "spearmanr"}
-_HUB_LOSS = {"single_label": "loss", "multi_label": "loss", "regression": "mse"}
+_HUB_LOSS = {"single_label": "loss", "multi_label": "loss", "regression": "mse", "next_token": "loss"}
 
 
 def metric_name(report: Report, metric: str) -> str:
-    """A metric as people write it; the loss by the name that the target's has."""
-    return target_of(report).loss if metric == "loss" else METRIC_NAMES.get(metric, metric.removeprefix("evaluate:"))
+    """A metric as people write it; loss and accuracy by the names that the target's have."""
+    words = target_of(report)
+    named = METRIC_NAMES | {"loss": words.loss, "accuracy": words.accuracy}
+    return named.get(metric, metric.removeprefix("evaluate:"))
 
 
 def metric_in_sentence(report: Report, metric: str) -> str:
@@ -98,13 +101,14 @@ def metadata(report: Report) -> dict[str, Any]:
     is_other = license_report["bundle_license"] == "other"
     return {
         # Pictures have no language, and neither has what is said of them.
-        "language": list(report["recipe"].get("card", {}).get("language", ("en",))) if modality == "text" else None,
+        "language": list(report["recipe"].get("card", {}).get("language", ("en",))) if modality != "image" else None,
         "license": license_report["bundle_license"],
         "license_name": slug(license_report["bundle_license_name"]) if is_other else None,
         "license_link": license_report["bundle_license_link"] if is_other else None,
         "library_name": "timm" if is_timm(report) else "transformers",
         "pipeline_tag": task,
         "base_model": base,
+        # Adapters are merged before anything is written, so what the bundle offers is whole weights, never an adapter alone.
         "base_model_relation": "finetune" if base else None,
         "datasets": [data_id] if data_id else None,
         "tags": _tags(report, task),
@@ -113,14 +117,22 @@ def metadata(report: Report) -> dict[str, Any]:
     }
 
 
+def adapter_of(report: Report) -> Mapping[str, Any] | None:
+    """What was trained beside the weights, or None where the weights themselves were."""
+    used = report["transfer"].get("adapter")
+    return used if used and used.get("kind") != "none" else None
+
+
 def _tags(report: Report, task: str) -> list[str]:
     # The Hub's own timm models carry both libraries as tags, since both load them.
     libraries = ["timm", "transformers"] if is_timm(report) else []
     int8 = ["int8"] if report["export"]["int8"] else []
     own = report["recipe"].get("card", {}).get("tags", ())
+    adapter = adapter_of(report)
+    trained = [str(adapter["kind"])] if adapter else []
     return list(
         dict.fromkeys(
-            [task, *target_of(report).tags, *libraries, "fine-tuned", "onnx", *int8, "finetune-recipes", *own]
+            [task, *target_of(report).tags, *libraries, "fine-tuned", *trained, "onnx", *int8, "finetune-recipes", *own]
         )
     )
 
@@ -153,7 +165,8 @@ def _results(report: Report, task: str, data_id: str | None) -> Iterator[dict[st
 
 def task_name(report: Report) -> str:
     """The task in words: Image multi-label classification."""
-    return f"{modality_of(report).one.capitalize()} {target_of(report).named}"
+    words = modality_of(report)
+    return f"{(words.named or words.one).capitalize()} {target_of(report).named}"
 
 
 def _result(report: Report, metric: str, values: Mapping[str, Any], form: str) -> dict[str, Any] | None:

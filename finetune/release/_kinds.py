@@ -21,6 +21,10 @@ class Modality:
     """What the audit calls exact duplicates."""
     pipeline_tag: str
     tags: tuple[str, ...] = ()
+    row: str = "row"
+    """What the model is measured on, one by one."""
+    named: str = ""
+    """The kind of input in a title, where it is not called as one of them is."""
 
 
 @dataclass(frozen=True)
@@ -37,11 +41,22 @@ class Target:
     weak: str
     """What a reader should make of answers without calibration."""
     tags: tuple[str, ...] = ()
+    accuracy: str = "Accuracy"
+    """What the metric called `accuracy` counts."""
 
 
 MODALITIES = {
     "text": Modality("text", "texts", "a text", "identical texts", "text-classification"),
     "image": Modality("image", "images", "an image", "images with the same pixels", "image-classification"),
+    "language": Modality(
+        "document",
+        "documents",
+        "a language",
+        "identical documents",
+        "text-generation",
+        row="sequence",
+        named="language",
+    ),
 }
 TARGETS = {
     "single_label": Target(
@@ -66,6 +81,15 @@ TARGETS = {
         "Same number as PyTorch, within 5 % of the spread",
         "nothing is known about how far off an answer may be",
         ("regression",),
+    ),
+    "next_token": Target(
+        "model that continues texts",
+        "modelling",
+        "Loss, cross-entropy per token (nats)",
+        "Same next token as PyTorch",
+        "the probability of a token says how usual it is in texts like the training texts, not whether what it says is true",
+        ("causal-lm",),
+        "Next-token accuracy",
     ),
 }
 

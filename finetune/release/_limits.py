@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from finetune.release import _language
 from finetune.release._facts import Report, metric_in_sentence, metric_values
 from finetune.release._kinds import kind_of, modality_of
 from finetune.release._markdown import bullets, counted, number, share, text
@@ -57,6 +58,7 @@ _BY_TARGET: dict[str, Callable[[Report], Iterator[str]]] = {
     "single_label": _always_a_label,
     "multi_label": _decisions,
     "regression": _numbers,
+    "next_token": _language.limits_of_text,
 }
 
 
@@ -83,7 +85,11 @@ def _images(report: Report) -> Iterator[str]:
         yield f"{counted(unreadable, 'file')} could not be read and {'was' if unreadable == 1 else 'were'} left out; nothing is known about such images."
 
 
-_BY_MODALITY: dict[str, Callable[[Report], Iterator[str]]] = {"text": _texts, "image": _images}
+_BY_MODALITY: dict[str, Callable[[Report], Iterator[str]]] = {
+    "text": _texts,
+    "image": _images,
+    "language": _language.limits_of_data,
+}
 
 
 def _measured(report: Report) -> Iterator[str]:
@@ -91,11 +97,11 @@ def _measured(report: Report) -> Iterator[str]:
     primary = metric_values(test).get(report["metrics"]["primary"])
     if primary and primary.get("low") is not None and primary.get("high") is not None:
         yield (
-            f"{number(test['rows'])} test rows leave {text(metric_in_sentence(report, report['metrics']['primary']))} uncertain: "
+            f"{number(test['rows'])} test {words.row}s leave {text(metric_in_sentence(report, report['metrics']['primary']))} uncertain: "
             f"{number(primary['low'])} to {number(primary['high'])} with 95 % confidence."
         )
     if report["audit"].get("conflicting_label_groups"):
         yield f"The data hold {counted(report['audit']['conflicting_label_groups'], 'group')} of {words.identical} with different labels."
     served = report["export"]["int8"] if report["export"]["served"] == "int8" else report["export"]["onnx"]
-    if served.get("batch_invariant") is False:
+    if served.get("batch_invariant") is False and kind_of(report)[0] != "language":
         yield f"The served file gives slightly different scores in different batches; `finetune.Predictor` therefore runs {words.many} one by one."

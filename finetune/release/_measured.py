@@ -1,13 +1,14 @@
-"""Sections of the card about what was measured: results, calibration, exported forms."""
+"""Sections of the card about what was measured: results and calibration."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+from finetune.release import _language
 from finetune.release._facts import LOWER_IS_BETTER, SHARES, Report, metric_name, metric_values, served_name
-from finetune.release._kinds import kind_of, target_of
-from finetune.release._markdown import bullets, code, counted, interval, megabytes, number, share, table, text
+from finetune.release._kinds import kind_of, modality_of, target_of
+from finetune.release._markdown import counted, interval, number, share, table, text
 
 _MOST_CLASSES = 30
 _MOST_CONFUSION = 12
@@ -18,6 +19,7 @@ _BASELINES = {
     "pixels_ridge": "16 × 16 grey pixels + ridge regression",
     "majority": "Majority label",
     "mean": "Mean of the training rows",
+    "unigram": "Unigram model, add-one smoothing",
 }
 _LEARNED = {"tfidf": "the TF-IDF baseline", "pixels": "the baseline on grey pixels"}
 """Baselines that learn from the input, by the beginning of their key."""
@@ -39,7 +41,7 @@ def results(report: Report) -> str:
     ]
     header = ["Metric", "PyTorch", f"Served ({served_name(report)})", *[_BASELINES[key] for key in shown]]
     parts = [
-        f"Measured once, on {number(test['rows'])} test rows that no training or selection step has seen. "
+        f"Measured once, on {number(test['rows'])} test {modality_of(report).row}s that no training or selection step has seen. "
         f"In parentheses: 95 % confidence intervals ({_INTERVALS[kind_of(report)[1]]}).",
         table(header, rows),
         _did_it_pay(report),
@@ -52,6 +54,7 @@ _INTERVALS = {
     "single_label": "Wilson for accuracy, bootstrap over rows for the rest",
     "multi_label": "Wilson for exact match, bootstrap over rows for the rest",
     "regression": "bootstrap over rows",
+    "next_token": "bootstrap over sequences, each with the weight of its tokens",
 }
 
 
@@ -136,6 +139,7 @@ _DETAILS: dict[str, Callable[[Report], Iterator[str]]] = {
     "single_label": _labels_and_confusion,
     "multi_label": lambda report: _per_label(report, _DECISIONS),
     "regression": _errors,
+    "next_token": _language.before_and_after,
 }
 
 
@@ -175,69 +179,3 @@ _CALIBRATIONS: dict[str, Callable[[Mapping[str, Any]], str]] = {
     "multi_label": lambda measured: _temperature(measured, "Binary cross-entropy", "which labels are given"),
     "regression": _conformal,
 }
-
-
-def exported_forms(report: Report) -> str:
-    """Torch, ONNX fp32 and int8 side by side on the same validation rows, and the gates."""
-    export, validation, primary = report["export"], report["metrics"]["validation"], report["metrics"]["primary"]
-    forms: list[tuple[str, str, Mapping[str, Any] | None]] = [
-        ("PyTorch fp32 (`model/`)", "torch", export["torch"]),
-        ("ONNX fp32 (`onnx/model.onnx`)", "onnx", export["onnx"]),
-        ("ONNX int8 (`onnx/model.int8.onnx`)", "int8", export["int8"]),
-        ("PyTorch with bitsandbytes int8 weights", "bitsandbytes", export.get("bitsandbytes")),
-    ]
-    rows = [
-        _form_row(name, form, _form_score(validation, key, form, primary))
-        for name, key, form in forms
-        if form is not None
-    ]
-    header = [
-        "Form",
-        f"{metric_name(report, primary)}, validation",
-        target_of(report).agreement,
-        "Largest logit difference",
-        "Size",
-        "Latency, batch 1",
-        "Batch 32",
-        "Rows/s, batch 32",
-    ]
-    parts = [
-        f"All forms were measured on the same validation rows and on this processor: {text(export['measured_on'])}. Speeds differ elsewhere.",
-        table([text(cell) for cell in header], rows),
-        f"Served: **{served_name(report)}**. {text(export['served_reason'])}",
-    ]
-    if export["int8"]:
-        parts.append(f"int8 was built for {code(export['cpu_target'])} processors with {text(export['int8']['name'])}.")
-        ranges = export["int8"].get("calibration") or {}
-        if ranges:
-            parts.append(
-                f"The ranges of its activations were found by {text(ranges['method'])} on {counted(ranges['rows'], 'training image')}; "
-                "no validation or test image was used for that."
-            )
-    if export.get("bitsandbytes"):
-        note = (
-            export["bitsandbytes"].get("note")
-            or "Its weights take less memory; on processors without its kernels it is slower."
-        )
-        parts.append(f"bitsandbytes: {text(note)}")
-    parts.append(bullets(f"{'✔' if gate['passed'] else '✘'} {text(gate['sentence'])}" for gate in export["gates"]))
-    return "\n\n".join(part for part in parts if part)
-
-
-def _form_score(validation: Mapping[str, Any], key: str, form: Mapping[str, Any], primary: str) -> Any:
-    if key == "bitsandbytes":
-        return form.get("metric")
-    return (validation.get(key) or {}).get(primary)
-
-
-def _form_row(name: str, form: Mapping[str, Any], score: Any) -> list[str]:
-    return [
-        name,
-        interval(score),
-        share(form.get("agreement")) if "agreement" in form else "–",
-        f"{form['max_abs_diff']:.1e}" if isinstance(form.get("max_abs_diff"), int | float) else "–",
-        megabytes(form["size_bytes"]),
-        f"{number(form['latency_ms']['1'], 1)} ms",
-        f"{number(form['latency_ms']['32'], 1)} ms",
-        number(form["throughput"]["32"], 1),
-    ]

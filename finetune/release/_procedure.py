@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from finetune.release._facts import Report, metric_name
+from finetune.release import _language
+from finetune.release._facts import Report, adapter_of, metric_name
 from finetune.release._kinds import kind_of
 from finetune.release._markdown import number, table, text
 
@@ -35,7 +36,7 @@ def training_procedure(report: Report) -> str:
     )
     chosen = {
         "Optimizer": settings.get("optimizer"),
-        "Batch size (rows per step)": settings.get("batch_size"),
+        f"Batch size ({_STEPS.get(kind_of(report)[0], 'rows')} per step)": settings.get("batch_size"),
         "Weight decay": _weight_decay(settings.get("weight_decay"), l2sp["coupling"]),
         "Warm-up (share of a phase)": settings.get("warmup"),
         "Gradient clipping (norm)": settings.get("clip_norm"),
@@ -58,14 +59,19 @@ def training_procedure(report: Report) -> str:
     ]
     if report["history"]:
         drift = report["history"][-1]["drift"]
+        start = "where the adapters started" if adapter_of(report) else "the pretrained weights"
         parts.append(
-            f"Distance from the pretrained weights at the end, ‖θ−θ⁰‖/‖θ⁰‖: {', '.join(f'{text(group)} {number(value, 4)}' for group, value in drift.items())}."
+            f"Distance from {start} at the end, ‖θ−θ⁰‖/‖θ⁰‖: {', '.join(f'{text(group)} {number(value, 4)}' for group, value in drift.items())}."
         )
     return "\n\n".join(part for part in parts if part)
 
 
+_STEPS = {"language": "blocks"}
+"""What a training step goes through, where it is not the rows of the data."""
+
+
 def _of_labels(report: Report, settings: Mapping[str, Any]) -> dict[str, Any]:
-    if kind_of(report)[1] == "regression":
+    if kind_of(report)[1] in ("regression", "next_token"):
         return {}
     return {"Label smoothing": settings.get("label_smoothing"), "Class weights": settings.get("class_weights")}
 
@@ -82,6 +88,7 @@ def _image_settings(report: Report) -> dict[str, Any]:
 _SETTINGS: dict[str, Callable[[Report], dict[str, Any]]] = {
     "text": lambda report: {"Longest input (tokens)": report["data"]["max_length"]},
     "image": _image_settings,
+    "language": _language.settings,
 }
 _BATCHNORM = {
     "freeze": "freeze: statistics and weights kept as pretrained",

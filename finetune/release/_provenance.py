@@ -7,7 +7,7 @@ import shlex
 from collections.abc import Mapping
 from typing import Any
 
-from finetune.release._facts import Report, bundle_folder, hub_repo, task_name
+from finetune.release._facts import Report, adapter_of, bundle_folder, hub_repo, task_name
 from finetune.release._kinds import kind_of
 from finetune.release._markdown import bullets, counted, fenced, number, one_line, table, text
 from finetune.release.policy import FAMILIES, title_of
@@ -26,6 +26,7 @@ _PACKAGES = (
     "numpy",
     "pillow",
 )
+_LANGUAGE_PACKAGES = ("peft", "gguf", "bitsandbytes", "jinja2")
 _PAPERS = {
     "gradual": "Howard & Ruder 2018, Universal Language Model Fine-tuning for Text Classification, [arXiv:1801.06146](https://arxiv.org/abs/1801.06146)",
     "lp_ft": "Kumar et al. 2022, Fine-Tuning can Distort Pretrained Features, [arXiv:2202.10054](https://arxiv.org/abs/2202.10054)",
@@ -37,6 +38,11 @@ _PAPERS = {
     "mixup": "Zhang et al. 2018, mixup: Beyond Empirical Risk Minimization, [arXiv:1710.09412](https://arxiv.org/abs/1710.09412)",
     "cutmix": "Yun et al. 2019, CutMix, [arXiv:1905.04899](https://arxiv.org/abs/1905.04899)",
     "rand_augment": "Cubuk et al. 2020, RandAugment, [arXiv:1909.13719](https://arxiv.org/abs/1909.13719)",
+    "lora": "Hu et al. 2022, LoRA: Low-Rank Adaptation of Large Language Models, [arXiv:2106.09685](https://arxiv.org/abs/2106.09685)",
+    "dora": "Liu et al. 2024, DoRA: Weight-Decomposed Low-Rank Adaptation, [arXiv:2402.09353](https://arxiv.org/abs/2402.09353)",
+    "int8": "Dettmers et al. 2022, LLM.int8(), [arXiv:2208.07339](https://arxiv.org/abs/2208.07339)",
+    "nf4": "Dettmers et al. 2023, QLoRA, [arXiv:2305.14314](https://arxiv.org/abs/2305.14314)",
+    "memorisation": "Carlini et al. 2023, Quantifying Memorization Across Neural Language Models, [arXiv:2202.07646](https://arxiv.org/abs/2202.07646)",
     "random_erasing": "Zhong et al. 2020, Random Erasing Data Augmentation, [arXiv:1708.04896](https://arxiv.org/abs/1708.04896)",
 }
 
@@ -44,8 +50,9 @@ _PAPERS = {
 def environment(report: Report) -> str:
     """Hardware, software and time of the run."""
     env, timings = report["environment"], report["timings_s"]
+    shown = (*_PACKAGES, *(_LANGUAGE_PACKAGES if kind_of(report)[0] == "language" else ()))
     flags = ", ".join(map(text, env["cpu"]["flags"])) or "none of note"
-    versions = ", ".join(f"{text(name)} {text(env['packages'][name])}" for name in _PACKAGES if name in env["packages"])
+    versions = ", ".join(f"{text(name)} {text(env['packages'][name])}" for name in shown if name in env["packages"])
     spent = ", ".join(
         f"{text(stage)} {number(seconds, 1)}"
         for stage, seconds in timings.items()
@@ -137,10 +144,13 @@ def _methods(report: Report) -> list[str]:
     augment = (train.get("augment") or {}) if kind_of(report)[0] == "image" else {}
     samples = (report.get("samples") or {}).get("rows") or []
     calibration = report["calibration"] or {}
+    adapter, language = adapter_of(report) or {}, report.get("language") or {}
     return [
         asked.get("unfreeze") or ("" if asked.get("phases") else "gradual"),
         "l2sp" if report["transfer"]["l2sp"]["coupling"] != "off" else "",
         *[name for name in ("rand_augment", "random_erasing", "mixup", "cutmix") if augment.get(name)],
         *[name for name in ("temperature", "interval") if calibration.get(name) is not None],
         "gradcam" if any(row.get("gradcam") for row in samples) else "",
+        *[str(adapter.get(key) or "") for key in ("kind", "base")],
+        "memorisation" if language.get("memorisation") else "",
     ]

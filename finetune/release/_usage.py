@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Callable
 
+from finetune.release import _usage_language
 from finetune.release._facts import Report, bundle_folder
 from finetune.release._kinds import is_timm, kind_of, modality_of
 from finetune.release._markdown import code, fenced, number, text
@@ -12,8 +13,10 @@ from finetune.release._markdown import code, fenced, number, text
 
 def how_to_use(report: Report) -> str:
     """Snippets for the lean runtime, the command line, and the library that trained the model."""
-    folder = bundle_folder(report)
     modality, target = kind_of(report)
+    if modality in _GENERATING:
+        return _GENERATING[modality](report)
+    folder = bundle_folder(report)
     shown = _LIBRARIES["timm" if is_timm(report) else modality](report, f"{folder}/model", _DECODED[target](report))
     given, fields, without = _INPUTS[modality], _FIELDS[target], _WITHOUT[target]
     runtime = (
@@ -31,6 +34,8 @@ def how_to_use(report: Report) -> str:
     )
 
 
+_GENERATING: dict[str, Callable[[Report], str]] = {"language": _usage_language.how_to_use}
+"""Models that write instead of answering are used in another way."""
 _INPUTS = {"text": "'a text to classify', 'another'", "image": "'one.jpg', 'another.png'"}
 _FIELDS = {
     "single_label": "prediction.label, prediction.score",
@@ -162,4 +167,5 @@ _ANSWERS = {
     "single_label": "It assigns one of these labels to {input}: {labels}.",
     "multi_label": "It assigns any number of these labels to {input}, or none: {labels}.",
     "regression": "It answers {input} with a number.",
+    "next_token": "It continues a prompt token by token, in the manner of its training texts.",
 }

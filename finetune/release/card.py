@@ -6,7 +6,10 @@ comes from data or recipe is escaped where it is put.
 
 from __future__ import annotations
 
-from finetune.release import _data_section, _limits, _measured, _procedure, _provenance, _usage
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from finetune.release import _data_section, _forms, _limits, _measured, _procedure, _provenance, _usage
 from finetune.release._card_checks import validate_card
 from finetune.release._facts import (
     Report,
@@ -17,7 +20,7 @@ from finetune.release._facts import (
     metric_values,
     served_name,
 )
-from finetune.release._kinds import modality_of, target_of
+from finetune.release._kinds import kind_of, modality_of, target_of
 from finetune.release._markdown import code, front_matter, interval, megabytes, number, text
 
 _SECTIONS = (
@@ -27,7 +30,7 @@ _SECTIONS = (
     ("Training data", _data_section.training_data),
     ("Training procedure", _procedure.training_procedure),
     ("Calibration", _measured.calibration),
-    ("Exported forms", _measured.exported_forms),
+    ("Exported forms", _forms.exported_forms),
     ("Environment", _provenance.environment),
     ("Limitations", _limits.limitations),
     ("Licence", _provenance.licence),
@@ -51,11 +54,12 @@ def _summary(report: Report) -> str:
     words = modality_of(report)
     model = target_of(report).model.format(labels=len(report["data"]["labels"]))
     lines = [text(report["run"]["description"])] if report["run"]["description"].strip() else []
+    pace = _PACE.get(kind_of(report)[0], _time_for_one)(report, form)
     lines.append(
         f"{words.a.capitalize()} {model}, fine-tuned from {base} ({text(backbone['architecture'])}, "
         f"{number(backbone['parameters'] / 1e6, 1)} million parameters) on {text(dataset_name(report))}. "
         f"As it is served ({served_name(report)}, {megabytes(form['size_bytes'])}) its {text(metric_in_sentence(report, primary))} is {interval(score)} "
-        f"on {number(report['metrics']['test_served']['rows'])} untouched test rows, and one {words.one} takes {number(form['latency_ms']['1'], 1)} ms on {text(export['measured_on'])}."
+        f"on {number(report['metrics']['test_served']['rows'])} untouched test {words.row}s, and {pace} on {text(export['measured_on'])}."
     )
     judged = report["license"]
     lines.append(
@@ -63,6 +67,18 @@ def _summary(report: Report) -> str:
     )
     lines += [f"> [!WARNING]\n> {text(warning)}" for warning in judged.get("warnings", ())]
     return "\n\n".join(lines)
+
+
+def _time_for_one(report: Report, form: Mapping[str, Any]) -> str:
+    return f"one {modality_of(report).one} takes {number(form['latency_ms']['1'], 1)} ms"
+
+
+def _tokens_per_second(report: Report, form: Mapping[str, Any]) -> str:
+    return f"it writes {number(form['tokens_per_second'], 1)} tokens a second, the first after {number(form['ms_first_token'], 0)} ms,"
+
+
+_PACE: dict[str, Callable[[Report, Mapping[str, Any]], str]] = {"language": _tokens_per_second}
+"""How fast the served form is, where it is not told by the time for one input."""
 
 
 __all__ = ["render_card", "validate_card"]

@@ -6,24 +6,32 @@ from collections.abc import Mapping
 from typing import Any
 
 
-def with_samples(license_report: Mapping[str, Any], samples: Mapping[str, Any] | None) -> dict[str, Any]:
+def with_samples(
+    license_report: Mapping[str, Any], samples: Mapping[str, Any] | None, passages: int = 0
+) -> dict[str, Any]:
     """report["license"] of a bundle that shows test rows: what passing those rows on asks is added to the obligations.
 
-    `samples` is report["samples"] or None. Rows of the data set in the bundle are the data themselves, under the data's own
-    licence, whatever becomes of the weights.
+    `samples` is report["samples"] or None, `passages` what `passages_shown` counts. Rows of the data set in the bundle are
+    the data themselves, under the data's own licence, whatever becomes of the weights.
     """
-    shown = describe_samples(samples)
+    shown = describe_samples(samples, passages)
     if not shown:
         return dict(license_report)
+    without = _WITHOUT[bool(passages)]
     duties = [
-        f"{_PASSING_ON[part['distribute']].format(shown=shown)} ({part['role']} {part['name']}: {_label(part)})"
+        f"{_PASSING_ON[part['distribute']].format(shown=shown, without=without)} ({part['role']} {part['name']}: {_label(part)})"
         for part in license_report["components"]
         if part["role"] == "data"
     ]
     return {**license_report, "obligations": list(dict.fromkeys([*license_report["obligations"], *duties]))}
 
 
-_TAKE_OUT = "before passing the bundle on, or make it without them (evaluation.samples: 0)"
+_WITHOUT = {
+    False: "evaluation.samples: 0",
+    True: "evaluation.generation.prompts of your own, evaluation.memorisation.samples: 0",
+}
+"""How a bundle is made that shows none, for rows and for passages."""
+_TAKE_OUT = "before passing the bundle on, or make it without them ({without})"
 _PASSING_ON: dict[str, str] = {
     "allow": "Pass the {shown} on under the data's own licence, with its credits: they are copies of the data.",
     "conditions": "Pass the {shown} on only under the data's own licence and conditions: they are copies of the data.",
@@ -33,8 +41,18 @@ _PASSING_ON: dict[str, str] = {
 """By the data's verdict on distribution."""
 
 
-def describe_samples(samples: Mapping[str, Any] | None) -> str:
+def passages_shown(report: Mapping[str, Any]) -> int:
+    """Passages of a language model's texts that its report shows: prompts that the recipe does not give, and what was recited."""
+    language = report.get("language") or {}
+    asked = ((report["recipe"].get("evaluation") or {}).get("generation") or {}).get("prompts") or ()
+    borrowed = [one for one in language.get("generations") or () if one["prompt"] not in asked]
+    return len(borrowed) + len((language.get("memorisation") or {}).get("examples") or ())
+
+
+def describe_samples(samples: Mapping[str, Any] | None, passages: int = 0) -> str:
     """The rows of the data set that a bundle shows, in words; "" if it shows none."""
+    if passages:
+        return f"short passages of the texts ({passages}) in report.json and report.html"
     rows = (samples or {}).get("rows") or []
     pictures = sum(1 for row in rows if row.get("image"))
     texts = sum(1 for row in rows if row.get("text"))

@@ -8,7 +8,7 @@ from typing import Any
 
 from finetune.errors import LicenseError
 from finetune.release.policy import FAMILIES, title_of
-from finetune.release.shown_data import describe_samples
+from finetune.release.shown_data import describe_samples, passages_shown
 
 _NAMES = ("license", "licence", "copying", "notice", "use_policy", "acceptable_use_policy")
 _SUFFIXES = ("", ".txt", ".md", ".rst")
@@ -100,7 +100,7 @@ def notice_text(
 ) -> str:
     """The text of the bundle's NOTICE: credits, the statement of changes, assertions, and upstream NOTICE files.
 
-    `report` is report.json's content (its `run`, `backbone` and `samples` are read); `upstream` as in `bundle_license_text`.
+    `report` is report.json's content (its `run`, `backbone`, `samples` and `language` are read); `upstream` as in `bundle_license_text`.
     """
     run, components = report["run"], license_report["components"]
     lines = [
@@ -113,7 +113,7 @@ def notice_text(
         "Evidence:",
         *[f"  - {part['role']} {part['name']}: {part['evidence']}" for part in components],
     ]
-    lines += _redistributed(components, report.get("samples"))
+    lines += _redistributed(components, describe_samples(report.get("samples"), passages_shown(report)))
     if license_report.get("warnings"):
         lines += ["", "Warnings:", *[f"  - {warning}" for warning in license_report["warnings"]]]
     if license_report["reviewed"]:
@@ -129,9 +129,8 @@ def notice_text(
     return "\n\n".join(blocks) + "\n"
 
 
-def _redistributed(components: Sequence[Mapping[str, Any]], samples: Mapping[str, Any] | None) -> list[str]:
-    """Whose work the test rows in the bundle are: they are data, not weights."""
-    shown = describe_samples(samples)
+def _redistributed(components: Sequence[Mapping[str, Any]], shown: str) -> list[str]:
+    """Whose work the rows `shown` in the bundle are: they are data, not weights."""
     data = [part for part in components if part["role"] == "data"]
     if not shown or not data:
         return []

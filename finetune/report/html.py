@@ -9,8 +9,8 @@ from collections.abc import Mapping
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
-from finetune.report import samples, tables, units, view
-from finetune.report.kinds import MODALITIES, TARGETS, kind_of
+from finetune.report import language, samples, tables, units, view
+from finetune.report.kinds import MODALITIES, TARGETS, kind_of, sections
 from finetune.report.quality import quality
 from finetune.report.samples import ReadFile
 
@@ -36,6 +36,7 @@ def render_html(report: Mapping[str, Any], read_file: ReadFile | None = None) ->
             r=report,
             modality=modality,
             target=target,
+            sections=sections(report, samples=bool(cards)),
             noun=MODALITIES[modality],
             words_of_target=TARGETS[target],
             head=view.headline(report),
@@ -44,6 +45,7 @@ def render_html(report: Mapping[str, Any], read_file: ReadFile | None = None) ->
             cards=cards,
             verdicts=view.VERDICTS,
             **tables.everything(report),
+            **language.tables(report),
         )
     )
 
@@ -68,6 +70,7 @@ _CHARTS = (
     "after",
     "scatter",
     "histogram",
+    "forgetting",
 )
 
 
@@ -78,7 +81,7 @@ def _environment() -> Environment:
 
     @pass_context
     def metric_title(context: Context, name: Any) -> str:
-        return units.metric_title(str(name), context["words_of_target"].loss)
+        return str(context["words_of_target"].title(str(name)))
 
     environment = Environment(
         loader=PackageLoader("finetune", "report"),
@@ -96,6 +99,7 @@ def _environment() -> Environment:
         "size": units.size,
         "duration": units.duration,
         "times": units.times,
+        "change": units.change,
         "metric": lambda value, name: units.metric(str(name), value),
         "metric_title": metric_title,
         "plain": units.plain,

@@ -3,10 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from finetune.recipe.task_names import MODALITY_AND_TARGET
+from finetune.report import units
+
+_SECTIONS = {
+    "asked": "What was asked",
+    "data": "Data",
+    "training": "Training",
+    "quality": "Quality",
+    "samples": "Hardest rows",
+    "calibration": "Calibration",
+    "generations": "Generated text",
+    "export": "Export",
+    "licence": "Licence",
+    "reproduce": "Reproduce",
+}
+"""Id of every section to its title in the contents; the page draws each with parts/<id>.html."""
+_OF_ANSWERS = tuple(name for name in _SECTIONS if name != "generations")
+_OF_TEXT = tuple(name for name in _SECTIONS if name not in ("samples", "calibration"))
 
 
 @dataclass(frozen=True)
@@ -15,6 +32,10 @@ class Modality:
 
     one: str
     many: str
+    step: str = "rows"
+    """What a training step goes through."""
+    measured: str = "rows"
+    """What an evaluation goes through."""
 
 
 @dataclass(frozen=True)
@@ -25,14 +46,40 @@ class Target:
     """The metric called `loss`, in words."""
     answers: str
     """What two forms of a model agree on."""
+    titles: Mapping[str, str] = field(default_factory=dict)
+    """Further metrics that are called otherwise than everywhere else."""
+    floor: float | None = 0.0
+    """Where the axes of errors begin; None is where the data do, for errors that stay far from zero."""
+    sections: tuple[str, ...] = _OF_ANSWERS
+
+    def title(self, metric: str) -> str:
+        """A metric in words."""
+        return self.titles.get(metric) or units.metric_title(metric, self.loss)
 
 
-MODALITIES = {"text": Modality("text", "texts"), "image": Modality("image", "images")}
+MODALITIES = {
+    "text": Modality("text", "texts"),
+    "image": Modality("image", "images"),
+    "language": Modality("document", "documents", "blocks", "sequences"),
+}
 TARGETS = {
     "single_label": Target("cross-entropy loss", "Same answer as PyTorch"),
     "multi_label": Target("binary cross-entropy loss", "Same labels as PyTorch"),
     "regression": Target("mean squared error", "Same number as PyTorch, nearly"),
+    "next_token": Target(
+        "cross-entropy per token",
+        "Same next token as PyTorch",
+        {"accuracy": "next-token accuracy"},
+        floor=None,
+        sections=_OF_TEXT,
+    ),
 }
+
+
+def sections(report: Mapping[str, Any], *, samples: bool) -> list[tuple[str, str]]:
+    """Id and title of the page's sections in order; the hardest rows only where there are `samples`."""
+    names = TARGETS[kind_of(report)[1]].sections
+    return [(name, _SECTIONS[name]) for name in names if samples or name != "samples"]
 
 
 def kind_of(report: Mapping[str, Any]) -> tuple[str, str]:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from finetune.report import quality_charts, regression_charts, samples, units
+from finetune.report import language, quality_charts, regression_charts, samples, units
 from finetune.report.kinds import kind_of
 from finetune.report.tables import at, plain_value
 from finetune.report.view import primary_metric, title
@@ -68,6 +68,7 @@ BY_TARGET: dict[str, Callable[[Report, Mapping[str, Any], Cards], dict[str, Any]
     "single_label": _single_label,
     "multi_label": _multi_label,
     "regression": _regression,
+    "next_token": lambda report, shown, cards: language.quality(report),
 }
 """What each target adds; the page draws it with parts/quality_<target>.html and parts/calibration_<target>.html."""
 
@@ -101,6 +102,7 @@ def _confused(
 BASELINES = {
     "majority": "Majority label",
     "mean": "Mean of the training rows",
+    "unigram": "Unigram model",
     "tfidf_logreg": "TF-IDF + logistic regression",
     "tfidf_ridge": "TF-IDF + ridge regression",
     "pixels_logreg": "Grey pixels + logistic regression",
@@ -125,7 +127,7 @@ def _estimates(report: Report, metric: str) -> list[quality_charts.Estimate]:
         low, high = units.finite(at(measured, metric, "low")), units.finite(at(measured, metric, "high"))
         if value is None:
             continue
-        if low is None and metric == "accuracy" and rows:
+        if low is None and metric == "accuracy" and rows and kind_of(report)[1] == "single_label":
             low, high = wilson(value, rows)
         found.append(quality_charts.Estimate(BASELINES.get(key, key), value, low, high))
     for name, measured in (("This model, PyTorch", test), ("This model, served", served)):

@@ -142,9 +142,17 @@ def intervals(rows: Sequence[Estimate], metric: str, title: str) -> str:
     plot = svg.Plot(500, 4 + row_height * len(rows) + 44, left=16, right=20, top=4, bottom=40)
     ends = [end for row in rows for end in (row.value, row.low, row.high) if end is not None]
     share = metric in units.SHARES
-    ticks = [0, 0.2, 0.4, 0.6, 0.8, 1] if share else svg.linear_ticks(min([0.0, *ends]), max(ends))
-    x = svg.Scale(ticks[0], ticks[-1], *plot.x_range)
-    body = plot.x_axis(x, ticks, (lambda t: units.percent(t, 0)) if share else units.plain, title)
+    log = metric in units.RATIOS and min(ends) > 0 and max(ends) > 8 * min(ends)
+    ticks = (
+        [0, 0.2, 0.4, 0.6, 0.8, 1]
+        if share
+        else svg.log_ticks(min(ends), max(ends))
+        if log
+        else svg.linear_ticks(min([0.0, *ends]), max(ends))
+    )
+    x = svg.Scale(ticks[0], ticks[-1], *plot.x_range, log=log)
+    named = f"{title}, log scale" if log else title
+    body = plot.x_axis(x, ticks, (lambda t: units.percent(t, 0)) if share else units.plain, named)
     for index, row in enumerate(rows):
         top, tone = plot.top + row_height * index, "ours" if row.ours else "theirs"
         y, between = top + 30, units.interval(row.low, row.high, metric)

@@ -96,6 +96,8 @@ def forms(report: Mapping[str, Any]) -> list[dict[str, Any]]:
                     n: ratio(at(report, "export", "torch", "latency_ms", n), at(measured, "latency_ms", n))
                     for n in ("1", "32")
                 },
+                "sooner": ratio(at(report, "export", "torch", "ms_first_token"), at(measured, "ms_first_token")),
+                "quicker": ratio(at(measured, "tokens_per_second"), at(report, "export", "torch", "tokens_per_second")),
                 **{str(name): measured[name] for name in measured if name != "metric"},
             }
         )

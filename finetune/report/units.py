@@ -44,7 +44,9 @@ SHARES = frozenset(
 )
 """Metrics that are fractions of one and are printed as per cent."""
 
-LOWER_IS_BETTER = frozenset({"loss", "mae", "rmse"})
+LOWER_IS_BETTER = frozenset({"loss", "mae", "rmse", "perplexity"})
+RATIOS = frozenset({"perplexity"})
+"""Metrics whose differences are told in per cent of the other value."""
 AT_MOST_ONE = SHARES | {"r2", "pearson", "spearman"}
 
 METRIC_TITLES = {
@@ -64,6 +66,7 @@ METRIC_TITLES = {
     "r2": "R²",
     "pearson": "Pearson correlation",
     "spearman": "Spearman correlation",
+    "perplexity": "perplexity",
     "loss": "cross-entropy loss",
 }
 
@@ -148,9 +151,11 @@ def metric_title(name: str, loss: str = METRIC_TITLES["loss"]) -> str:
 
 
 def difference(name: str, value: float, other: float) -> str:
-    """How far a metric is from another form's: in points for fractions, in its own unit for the rest."""
+    """How far a metric is from another form's: in points for fractions, in per cent for ratios, else in its own unit."""
     if name in SHARES:
         return points(value - other)
+    if name in RATIOS:
+        return change(value, other)
     gap = value - other
     return f"{'+' if gap > 0 else MINUS if gap < 0 else '±'}{significant(abs(gap), 2)}"
 
@@ -205,6 +210,16 @@ def points(difference: Any) -> str:
         return MISSING
     scaled = round(number * 100, 1)
     return f"{'+' if scaled > 0 else MINUS if scaled < 0 else '±'}{abs(scaled):.1f} points"
+
+
+def change(value: Any, other: Any, digits: int = 1) -> str:
+    """How much larger or smaller a value is than another, in per cent of the other: −21.6 %, +0.3 %."""
+    new, old = finite(value), finite(other)
+    ratio = finite(new / old - 1) if new is not None and old else None
+    if ratio is None:
+        return MISSING
+    scaled = round(ratio * 100, digits)
+    return f"{'+' if scaled > 0 else MINUS if scaled < 0 else '±'}{abs(scaled):.{digits}f}{NARROW}%"
 
 
 def moment(written: Any) -> str:

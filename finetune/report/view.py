@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from finetune.report import charts, units
+from finetune.report import charts, language, units
 from finetune.report.kinds import MODALITIES, TARGETS, kind_of
 from finetune.report.ranking_chart import ranking
 from finetune.report.tables import FORMS, at, ratio
@@ -30,7 +30,8 @@ def headline(report: Mapping[str, Any]) -> dict[str, Any]:
         (
             f"Test {title(report, name)}",
             units.metric(name, score.get("value")),
-            f"95{units.NARROW}% interval {bounds}" if bounds else f"on {units.count(measured.get('rows'))} rows",
+            (f"95{units.NARROW}% interval {bounds}" if bounds else f"on {units.count(measured.get('rows'))} rows")
+            + language.beginning(report, name),
             "",
         ),
         ("Served as", FORMS.get(served, served), str(at(report, "export", "served_reason") or ""), ""),
@@ -40,7 +41,7 @@ def headline(report: Mapping[str, Any]) -> dict[str, Any]:
             f"{units.times(smaller)} smaller than PyTorch" if smaller and smaller > 1.05 else "as large as PyTorch's",
             "",
         ),
-        _speed_tile(report, served),
+        SPEED_TILES.get(kind_of(report)[0], _speed_tile)(report, served),
         ("Licence", verdict, f"for {at(report, 'license', 'use') or 'unstated'} use", tone),
         (
             "Gates",
@@ -71,7 +72,7 @@ def primary_metric(report: Mapping[str, Any], measured: Mapping[str, Any]) -> st
 
 def title(report: Mapping[str, Any], metric: str) -> str:
     """A metric in words, the loss by the name that this target's has."""
-    return units.metric_title(metric, TARGETS[kind_of(report)[1]].loss)
+    return TARGETS[kind_of(report)[1]].title(metric)
 
 
 def _speed_tile(report: Mapping[str, Any], served: str) -> tuple[str, str, str, str]:
@@ -82,6 +83,10 @@ def _speed_tile(report: Mapping[str, Any], served: str) -> tuple[str, str, str, 
         f"{units.significant(ours)}{units.NARROW}ms for one {one}, PyTorch {units.significant(torch)}{units.NARROW}ms"
     )
     return ("Speed against PyTorch", units.times(faster), note, "warn" if faster and faster < 0.95 else "")
+
+
+SPEED_TILES = {"language": language.speed_tile}
+"""How the head speaks of speed, where it is not by the time for one input."""
 
 
 def _failed_gates(gates: Sequence[Mapping[str, Any]]) -> str:
@@ -103,14 +108,14 @@ def training(report: Mapping[str, Any]) -> dict[str, Any]:
     scores = [row.get("validation_metric") for row in history]
     said = f"{len(history)} epochs in {len(spans)} phases"
     named = f"validation {title(report, metric)}"
-    share = metric in units.SHARES
+    share, floor = metric in units.SHARES, TARGETS[kind_of(report)[1]].floor
     choice = at(report, "transfer", "choice") or {}
     return {
         "spans": spans,
         "thaws": any(span.thawed and span.start > 0 for span in spans),
         "legend": [(name, colours[name]) for name in reversed(groups)],
         "loss": charts.epoch_chart(
-            f"Training and validation loss over {said}.", spans, loss, units.significant, units.plain, floor=0.0
+            f"Training and validation loss over {said}.", spans, loss, units.significant, units.plain, floor=floor
         ),
         "metric": charts.epoch_chart(
             f"V{named[1:]} over {said}; the best epoch of each phase is ringed.",
@@ -118,7 +123,7 @@ def training(report: Mapping[str, Any]) -> dict[str, Any]:
             [_over_epochs(named, "var(--accent)", scores)],
             lambda value: units.metric(metric, value),
             _per_cent if share else units.plain,
-            floor=0.0 if metric in units.LOWER_IS_BETTER else None,
+            floor=floor if metric in units.LOWER_IS_BETTER else None,
             ceiling=1.0 if metric in units.AT_MOST_ONE else None,
             marks=best,
         ),

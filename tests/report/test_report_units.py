@@ -49,6 +49,13 @@ N = units.NARROW
         (units.moment("yesterday"), "yesterday"),
         (units.shorten("a  long label", 8), "a long…"),
         (units.metric("f1_macro", 0.5), f"50.0{N}%"),
+        (units.metric("perplexity", 18.923), "18.9"),
+        (units.metric("perplexity", 3.4), "3.400"),
+        (units.change(18.9, 24.1), f"−21.6{N}%"),
+        (units.change(24.1, 24.1), f"±0.0{N}%"),
+        (units.change(2.0, 0.0), units.MISSING),
+        (units.change(None, 2.0), units.MISSING),
+        (units.difference("perplexity", 19.43, 19.36), f"+0.4{N}%"),
         (units.metric("evaluate:mine", 12345.0), "12,345"),
     ],
 )
