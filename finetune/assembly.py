@@ -6,12 +6,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from finetune import bundle as files
 from finetune.data import LabelledData
 from finetune.disk import reading, sha256, write_json, writing
 from finetune.environment import command_line, git_commit, now
 from finetune.errors import BundleError
 from finetune.modality import MODALITIES, Setup
+from finetune.model.adapters import describe_adapter
 from finetune.model.backbone import TransferModel
 from finetune.model.quiet import quiet_transformers
 from finetune.preflight import Checked
@@ -87,14 +90,15 @@ def describe_transfer(recipe: Recipe, model: TransferModel, trained: Result) -> 
         "batchnorm": trained.batchnorm["policy"] if any(trained.batchnorm["layers"].values()) else None,
         "recalibration": trained.batchnorm["recalibration"],
         "choice": trained.choice,
+        "adapter": describe_adapter(model.module),
     }
 
 
-def write_model(folder: Path, recipe: Recipe, setup: Setup, labels: tuple[str, ...]) -> None:
+def write_model(folder: Path, recipe: Recipe, setup: Setup, module: nn.Module, labels: tuple[str, ...]) -> None:
     """The torch form that AutoModel loads as it is, what prepares its inputs, and what serving reads of both."""
     with writing(folder), quiet_transformers():
         model = folder / files.MODEL_FOLDER
-        setup.model.module.save_pretrained(model)  # type: ignore[operator]
+        module.save_pretrained(model)  # type: ignore[operator]
         setup.save_processor(model)
         MODALITIES[TASKS[recipe.task].modality].bundle_files(folder)
     write_json(folder / files.LABELS, list(labels))

@@ -14,24 +14,23 @@ from torch import nn
 
 from finetune import assembly
 from finetune import bundle as files
-from finetune.data import LabelledData, Split, prepare_data
+from finetune.data import LabelledData, prepare_data
 from finetune.environment import describe_environment
 from finetune.errors import BundleError
-from finetune.evaluation import EVALUATIONS, Evaluation, baselines
-from finetune.explain.samples import collect_samples
-from finetune.export import ExportPlan, ExportResult, export_all, judge_by
+from finetune.evaluation import EVALUATIONS, Evaluation
+from finetune.export import ExportPlan, ExportResult, judge_by
 from finetune.modality import MODALITIES, Setup
+from finetune.modality.spec import Exporting, Finished, Modality
 from finetune.model.quiet import quiet_transformers
 from finetune.preflight import Checked, find_data
 from finetune.preprocess import Encoder
 from finetune.recipe import Recipe
-from finetune.release.shown_data import with_samples
+from finetune.release.shown_data import passages_shown, with_samples
 from finetune.result import Report
-from finetune.serve import Predictor
-from finetune.tasks import TASKS
+from finetune.tasks import TASKS, TaskSpec
 from finetune.train.events import Callback, Notice
-from finetune.train.job import Result
-from finetune.train.predict import in_order, predict_logits
+from finetune.train.job import Result, Rows
+from finetune.train.predict import in_order, predict_answers
 from finetune.watch import Watch
 
 
@@ -43,22 +42,33 @@ class Scales:
     data: LabelledData
 
     @property
+    def task(self) -> TaskSpec:
+        """The recipe's entry of TASKS."""
+        return TASKS[self.recipe.task]
+
+    @property
+    def modality(self) -> Modality:
+        """The entry of MODALITIES of its inputs."""
+        return MODALITIES[self.task.modality]
+
+    @property
     def judge(self) -> Evaluation:
         """How answers of the recipe's target are judged."""
-        return EVALUATIONS[TASKS[self.recipe.task].target.name]
+        return EVALUATIONS[self.task.target.name]
 
     @property
     def metrics(self) -> tuple[str, ...]:
         """The metric that chooses, then those that are reported, each once."""
         return tuple(dict.fromkeys([self.recipe.evaluation.metric, *self.recipe.evaluation.metrics]))
 
-    def measure(self, logits: np.ndarray, split: Split) -> dict[str, Any]:
-        """All that the report says about the logits of a split."""
-        return self.judge.evaluate(logits, split.labels, self.data.labels, self.metrics, seed=self.recipe.seed)
+    def measure(self, answers: np.ndarray, rows: Rows) -> dict[str, Any]:
+        """All that the report says about the answers to some rows."""
+        answers = self.modality.by_input(answers, rows)
+        return self.judge.evaluate(answers, rows.labels, self.data.labels, self.metrics, seed=self.recipe.seed)
 
     def calibrate(self, validation: np.ndarray, test: np.ndarray) -> dict[str, Any] | None:
         """report["calibration"]: fitted on validation rows, measured on test rows."""
-        if not self.recipe.evaluation.calibration:
+        if self.judge.calibrate is None or not self.recipe.evaluation.calibration:
             return None
         bins = self.recipe.evaluation.calibration_bins
         return self.judge.calibrate(validation, self.data.validation.labels, test, self.data.test.labels, bins)
@@ -69,20 +79,26 @@ def deliver(
     device: torch.device, processes: int, watch: Watch, *, overwrite: bool,
 ) -> Report:  # fmt: skip
     """Turn the network that training left behind into a published bundle; GateError if it is worse than allowed."""
-    module, encoder, scales = setup.model.module, setup.encoder, Scales(recipe, data)
+    encoder, scales = setup.encoder, Scales(recipe, data)
     partial = files.start(checked.workspace.bundle)
+    transfer = assembly.describe_transfer(recipe, setup.model, trained)
+    module = scales.modality.finish(recipe, setup, partial)
     with watch.stage("evaluation", "validation rows, in full precision"):
-        validation = _logits(module, encoder, setup.validation.inputs, device, recipe)
-        test_rows = encoder.encode(data.test.inputs)
+        validation = _answers(scales, module, encoder, setup.validation, device)
+        test_rows = scales.modality.rows(recipe, encoder, data.test)
     with watch.stage("export", "ONNX and int8, each measured against torch") as say:
-        assembly.write_model(partial, recipe, setup, data.labels)
-        rows = setup.validation.inputs
-        exported = _export(scales, module.to("cpu"), encoder, rows, setup.calibration, validation, partial, watch)
+        assembly.write_model(partial, recipe, setup, module, data.labels)
+        module.to("cpu")
+        exported = _export(scales, module, encoder, setup.validation, setup.calibration, validation, partial, watch)
         say(str(exported.report["served_reason"]))
     with watch.stage("evaluation", "the test split, once"):
-        test = _logits(module, encoder, test_rows, device, recipe)
+        test = _answers(scales, module, encoder, test_rows, device)
         calibration = scales.calibrate(validation, test)
         assembly.write_preprocessing(partial, recipe, encoder, calibration)
+        finished = Finished(
+            recipe, data, setup, module, partial, test_rows, test, scales.metrics, scales.measure, calibration,
+            tell=lambda text: watch.tell(Notice(text)),
+        )  # fmt: skip
         report: dict[str, Any] = {
             "format": 1,
             "run": assembly.describe_run(recipe, data.fingerprint),
@@ -91,16 +107,17 @@ def deliver(
             "backbone": assembly.describe_backbone(recipe, checked, setup),
             "data": assembly.describe_data(recipe, checked, data, setup),
             "audit": data.audit,
-            "transfer": assembly.describe_transfer(recipe, setup.model, trained),
+            "transfer": transfer,
             "history": trained.history,
-            "metrics": {"primary": recipe.evaluation.metric, "test": scales.measure(test, data.test)},
+            "metrics": {"primary": recipe.evaluation.metric, "test": scales.measure(test, test_rows)},
             "calibration": calibration,
-            "baselines": _baselines(scales) if recipe.evaluation.baselines else None,
-            "samples": _samples(scales, setup, test, calibration, partial),
+            "baselines": None,
+            "samples": None,
             "export": exported.report,
+            **scales.modality.report(finished),
         }
-        report["license"] = with_samples(checked.license, report["samples"])
-        report["metrics"] |= _measure_forms(scales, report, validation, exported, partial)
+        report["license"] = with_samples(checked.license, report["samples"], passages_shown(report))
+        report["metrics"] |= _measure_forms(scales, report, validation, setup.validation, exported, partial, test_rows)
     with watch.stage("report", "card, report and manifest"):
         timings = {"audit": data.audit["seconds"], **watch.timings, "total": watch.elapsed()}
         report["timings_s"] = {stage: round(seconds, 3) for stage, seconds in timings.items()}
@@ -133,27 +150,30 @@ def export_bundle(
         module = auto.from_pretrained(
             partial / files.MODEL_FOLDER, local_files_only=True, trust_remote_code=False
         ).eval()
-    scales, rows = Scales(recipe, data), encoder.encode(data.validation.inputs)
-    calibration_rows = MODALITIES[task.modality].calibration_rows(recipe, data, encoder)
+    scales = Scales(recipe, data)
+    modality = scales.modality
+    rows, test_rows = (modality.rows(recipe, encoder, split) for split in (data.validation, data.test))
+    calibration_rows = modality.calibration_rows(recipe, data, encoder)
     shutil.rmtree((partial / files.ONNX).parent)
     with watch.stage("export", "ONNX and int8, each measured against torch") as say:
-        validation = _logits(module, encoder, rows, torch.device("cpu"), recipe)
+        validation = _answers(scales, module, encoder, rows, torch.device("cpu"))
         exported = _export(scales, module, encoder, rows, calibration_rows, validation, partial, watch)
         say(str(exported.report["served_reason"]))
     report = {**before, "recipe": recipe.model_dump(mode="json"), "export": exported.report}
     report["run"] = {**before["run"], "recipe_hash": assembly.describe_run(recipe, data.fingerprint)["recipe_hash"]}
     with watch.stage("evaluation", "the served form"):
-        report["metrics"] = before["metrics"] | _measure_forms(scales, report, validation, exported, partial)
+        report["metrics"] = before["metrics"] | _measure_forms(
+            scales, report, validation, rows, exported, partial, test_rows
+        )
     return report
 
 
 def _export(
-    scales: Scales, module: nn.Module, encoder: Encoder, rows: Sequence[Any], calibration_rows: Sequence[Any],
+    scales: Scales, module: nn.Module, encoder: Encoder, rows: Rows, calibration: Sequence[Any],
     validation: np.ndarray, partial: Path, watch: Watch,
 ) -> ExportResult:  # fmt: skip
     """The ONNX and int8 forms in `partial`, measured on validation rows."""
-    recipe, labels = scales.recipe, scales.data.validation.labels
-    settings, task = recipe.export, TASKS[recipe.task]
+    settings, metric = scales.recipe.export, scales.recipe.evaluation.metric
     plan = ExportPlan(
         tolerance=settings.tolerance,
         max_drop=settings.max_drop,
@@ -161,57 +181,45 @@ def _export(
         int8_cpu=settings.int8.cpu,
         int8_max_drop=settings.int8.max_drop,
         int8_min_agreement=settings.int8.min_agreement,
-        calibration_rows=settings.int8.calibration_rows,
+        prompt_tokens=settings.prompt_tokens,
         bitsandbytes=settings.bitsandbytes,
     )
-    return export_all(
-        module, partial, rows, labels, encoder,
-        kind=MODALITIES[task.modality].export, plan=plan, judge=judge_by(task.target.name, recipe.evaluation.metric, labels),
-        torch_logits=validation, model_folder=partial / files.MODEL_FOLDER, training_rows=calibration_rows,
-        progress=lambda text: watch.tell(Notice(text)),
-    )  # fmt: skip
+    judge = judge_by(scales.task.target.name, metric, rows.labels)
+    return scales.modality.export(
+        Exporting(
+            module,
+            partial,
+            rows,
+            encoder,
+            plan,
+            judge,
+            validation,
+            calibration,
+            progress=lambda text: watch.tell(Notice(text)),
+        )  # fmt: skip
+    )
 
 
 def _measure_forms(
-    scales: Scales, report: Mapping[str, Any], validation: np.ndarray, exported: ExportResult, partial: Path
-) -> dict[str, Any]:
-    """Each form on validation, and the served one on test, answering as it will in service: through a Predictor."""
-    data = scales.data
+    scales: Scales, report: Mapping[str, Any], validation: np.ndarray, rows: Rows, exported: ExportResult,
+    partial: Path, test_rows: Rows,
+) -> dict[str, Any]:  # fmt: skip
+    """Each form on validation, and the served one on test, answering as it will in service."""
     files.seal(partial, assembly.manifest_facts(scales.recipe, report))
-    served = Predictor(partial, verify=False).logits(data.test.inputs)
-    logits = {"torch": validation, **exported.logits}
+    served = scales.modality.served(partial, scales.data.test, test_rows)
+    answers = {"torch": validation, **exported.logits}
     return {
-        "test_served": scales.measure(served, data.test),
+        "test_served": scales.measure(served, test_rows),
         "validation": {
-            form: scales.measure(logits[form], data.validation) if form in logits else None
-            for form in ("torch", "onnx", "int8")
+            form: scales.measure(answers[form], rows) if form in answers else None for form in ("torch", "onnx", "int8")
         },
     }
 
 
-def _baselines(scales: Scales) -> dict[str, Any]:
-    recipe = scales.recipe
-    task, limit = TASKS[recipe.task], recipe.data.max_pixels
-    return baselines(task, scales.data, scales.metrics, recipe.seed, max_pixels=limit)
-
-
-def _samples(
-    scales: Scales, setup: Setup, test: np.ndarray, calibration: Mapping[str, Any] | None, partial: Path
-) -> dict[str, Any]:
-    """report["samples"]: the hardest test rows, with pictures where the inputs are pictures."""
-    recipe, data = scales.recipe, scales.data
-    task = TASKS[recipe.task]
-    picture, heat = MODALITIES[task.modality].pictures(setup)
-    return collect_samples(
-        partial, data.test, test / (calibration or {}).get("temperature", 1.0),
-        scales.judge.hardness(test, data.test.labels), recipe.evaluation.samples,
-        target=task.target.name, labels=data.labels, picture=picture, heat=heat, gradcam=recipe.evaluation.gradcam,
+def _answers(scales: Scales, module: nn.Module, encoder: Encoder, rows: Rows, device: torch.device) -> np.ndarray:
+    """What the target keeps of the network's logits in fp32: (N, C), or tallies (N, 3) of a language model."""
+    found = predict_answers(
+        module.to(device), rows.inputs, rows.lengths, rows.labels, encoder.collate,
+        answers=scales.task.target.answers, batch_size=scales.recipe.train.eval_batch_size, device=device,
     )  # fmt: skip
-
-
-def _logits(
-    module: nn.Module, encoder: Encoder, rows: Sequence[Any], device: torch.device, recipe: Recipe
-) -> np.ndarray:
-    """Logits (N, C) in fp32."""
-    lengths, size = [encoder.size_of(row) for row in rows], recipe.train.eval_batch_size
-    return in_order(predict_logits(module.to(device), rows, lengths, encoder.collate, batch_size=size, device=device))
+    return in_order(found)

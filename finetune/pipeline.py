@@ -28,6 +28,14 @@ from finetune.transfer.scale import Scale, scale_of
 from finetune.watch import Watch
 from finetune.workspace import Workspace
 
+ANSWERS = {
+    "single_label": ", {} labels",
+    "multi_label": ", {} labels",
+    "regression": ", a number each",
+    "next_token": " of text",
+}
+"""What the rows of a target have to say, for the console."""
+
 
 def run(
     recipe: Recipe, *, resume: bool = False, overwrite: bool = False,
@@ -48,8 +56,8 @@ def run(
     with deterministic(recipe.seed), _main_process_locks(accelerator, checked):
         with watch.stage("data", checked.data.name) as say:
             data = prepare_data(checked.task, recipe.data, checked.data, checked.named, recipe.seed)
-            answers = f"{len(data.labels)} labels" if data.labels else "a number each"
-            say(f"{len(data.train):,} / {len(data.validation):,} / {len(data.test):,} rows, {answers}")
+            answers = ANSWERS[checked.task.target.name].format(len(data.labels))
+            say(f"{len(data.train):,} / {len(data.validation):,} / {len(data.test):,} rows{answers}")
         for warning in data.audit["warnings"]:
             watch.tell(Notice(warning))
         with watch.stage("model", checked.backbone.name) as say:
@@ -57,6 +65,8 @@ def run(
             setup = MODALITIES[checked.task.modality].set_up(recipe, checked, data, scale, accelerator)
             model = setup.model
             say(f"{model.architecture}, {model.parameters / 1e6:.1f} M parameters in {len(model.groups)} layer groups")
+        for note in setup.notes:
+            watch.tell(Notice(note))
         with watch.stage("training"):
             trained = _train(recipe, checked, data, setup, scale, accelerator, watch, resume=resume)
             if scale != Scale():

@@ -16,6 +16,7 @@ from typing import Any
 from finetune.data import Inspection, inspect_data
 from finetune.disk import require_space
 from finetune.errors import RecipeError, SourceError
+from finetune.gguf_metadata import GGUF_SUFFIX
 from finetune.model.limits import longest_input
 from finetune.recipe import Recipe
 from finetune.release.license import card_evidence, judge, require_allowed, resolve_component
@@ -33,6 +34,7 @@ from finetune.workspace import Workspace
 
 # Room for the bundle (torch, ONNX and int8 forms) and one checkpoint with its predecessor, in multiples of the weights.
 BUNDLE_SIZES, CHECKPOINT_SIZES = 2.5, 10.0
+GGUF_GROWTH = 8  # a weight of four bits or a little more becomes one of 32
 
 
 @dataclass(frozen=True)
@@ -88,7 +90,14 @@ def judge_parts(recipe: Recipe, backbone: Source, data: Source) -> Mapping[str, 
         metadata = read_card_metadata(source.path) if local else hub_card_metadata(source, kind)  # type: ignore[arg-type]
         folder = source.path if source.path is None or source.path.is_dir() else source.path.parent
         evidence = (
-            card_evidence(folder / "README.md" if folder else None, revision=source.revision, package=source.package)
+            f"the metadata of {source.path.name}"
+            if source.is_gguf
+            and metadata
+            and source.path is not None
+            and not (source.path.parent / "README.md").is_file()
+            else card_evidence(
+                folder / "README.md" if folder else None, revision=source.revision, package=source.package
+            )
             if local
             else f"the hub's card at revision {source.revision}"
         )
@@ -109,8 +118,9 @@ def _check_backbone(recipe: Recipe, backbone: Source) -> None:
     """A model folder, or a file of bare weights with the architecture that they belong to."""
     settings = recipe.backbone
     check_bare_weights(
-        backbone, architecture=settings.architecture, rename=settings.rename, allow_pickle=settings.allow_pickle
-    )
+        backbone, architecture=settings.architecture, rename=settings.rename, allow_pickle=settings.allow_pickle,
+        language=TASKS[recipe.task].modality == "language",
+    )  # fmt: skip
     if backbone.kind != "file":
         check_model_files(backbone.name, backbone.files, allow_pickle=settings.allow_pickle)
 
@@ -119,6 +129,7 @@ def _require_packages(recipe: Recipe) -> None:
     """Refuse options whose package is not installed, naming the extra that brings it."""
     needs = {
         "train.tensorboard": ("tensorboard", recipe.train.tensorboard),
+        "transfer.adapter.base": ("bitsandbytes", recipe.transfer.adapter.base != "fp32"),
         "export.bitsandbytes": ("bitsandbytes", recipe.export.bitsandbytes),
     }
     for key, (package, wanted) in needs.items():
@@ -161,7 +172,8 @@ def _static_plan(recipe: Recipe, backbone: Source) -> Plan | None:
         or config.get("model_type") in {"albert", "funnel", "bart", "mbart"}
     ):
         return None
-    return build_plan(recipe.transfer, recipe.train, blocks + 2)
+    # Adapters leave out the layer groups that they are not in.
+    return build_plan(recipe.transfer, recipe.train, blocks + 2) if recipe.transfer.adapter.kind == "none" else None
 
 
 def _steps(recipe: Recipe, plan: Plan | None, inspection: Inspection) -> tuple[int, ...]:
@@ -182,11 +194,25 @@ def _check_length(recipe: Recipe, folder: Path) -> None:
         )
 
 
+def _check_language(recipe: Recipe, folder: Path) -> None:
+    if folder.is_dir():
+        _check_length(recipe, folder)
+    if recipe.evaluation.general is not None:
+        try:
+            find_source(recipe.evaluation.general.source, kind="dataset")
+        except SourceError as error:
+            raise SourceError(f"evaluation.general.source: {error}") from error
+
+
 def _nothing_to_check(recipe: Recipe, folder: Path) -> None:
     """An image is resized to whatever the backbone takes."""
 
 
-INPUT_CHECKS: dict[str, Callable[[Recipe, Path], None]] = {"text": _check_length, "image": _nothing_to_check}
+INPUT_CHECKS: dict[str, Callable[[Recipe, Path], None]] = {
+    "text": _check_length,
+    "image": _nothing_to_check,
+    "language": _check_language,
+}
 
 
 def _space_needed(path: Path) -> int:
@@ -194,7 +220,7 @@ def _space_needed(path: Path) -> int:
     patterns = ("*.safetensors", "pytorch_model*.bin")
     files = [path] if path.is_file() else [file for pattern in patterns for file in path.glob(pattern)]
     weights = sum(file.stat().st_size for file in files)
-    return int(weights * (BUNDLE_SIZES + CHECKPOINT_SIZES))
+    return int(weights * (GGUF_GROWTH if path.suffix == GGUF_SUFFIX else 1) * (BUNDLE_SIZES + CHECKPOINT_SIZES))
 
 
 def _check_metrics(recipe: Recipe, task: TaskSpec, inspection: Inspection) -> None:

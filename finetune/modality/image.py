@@ -17,6 +17,7 @@ from finetune.explain.gradcam import gradcam
 from finetune.explain.samples import Heat, Picture
 from finetune.export import EXPORTS
 from finetune.hardware import cpu
+from finetune.modality import labelled
 from finetune.modality.spec import Modality, Setup
 from finetune.model.backbone import convert_pickle, load_backbone
 from finetune.model.image_processor import image_preprocess, save_image_processor
@@ -50,8 +51,9 @@ def set_up(recipe: Recipe, checked: Checked, data: LabelledData, scale: Scale, a
         folder, data.labels, auto_class=task.auto_class, problem_type=target.problem_type, outputs=len(data.labels) or 1,
         dropout=recipe.head.dropout, seed=recipe.seed, drop_path=recipe.backbone.drop_path, probe=picture,
     )  # fmt: skip
-    images, labels = encoder.encode(data.train.inputs), scale.down(data.train.labels)
-    validation = encoder.encode(data.validation.inputs)
+    pictures_of: tuple[Sequence[Any], Sequence[Any]] = (data.train.inputs, data.validation.inputs)
+    images, validation = (encoder.encode(inputs) for inputs in pictures_of)
+    labels = scale.down(data.train.labels)
     return Setup(
         folder, model, encoder,
         train=AugmentedImages(images, labels, encoder, recipe.train.augment, len(data.labels)),
@@ -120,4 +122,16 @@ def _workers(recipe: Recipe, *, on_gpu: bool) -> int:
     return min(MOST_WORKERS, max(1, cpu().cores // 2)) if on_gpu else 0
 
 
-MODALITY = Modality(set_up, describe, bundle_files, EXPORTS["image"], pictures, probes, calibration_rows)
+MODALITY = Modality(
+    set_up=set_up,
+    describe=describe,
+    bundle_files=bundle_files,
+    rows=labelled.rows,
+    by_input=labelled.by_input,
+    finish=labelled.finish,
+    export=labelled.export_as(EXPORTS["image"]),
+    served=labelled.served,
+    report=labelled.report_with(pictures),
+    probes=probes,
+    calibration_rows=calibration_rows,
+)

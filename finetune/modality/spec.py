@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
 from accelerate import Accelerator
+from torch import nn
 
 from finetune.bundle import Bundle
-from finetune.data import LabelledData
-from finetune.explain.samples import Heat, Picture
-from finetune.export import ExportKind
+from finetune.data import LabelledData, Split
+from finetune.export import ExportPlan, ExportResult, Judge
 from finetune.model.backbone import TransferModel
 from finetune.preflight import Checked
 from finetune.preprocess import Encoder
@@ -39,6 +40,10 @@ class Setup:
     calibration: Sequence[Any]
     workers: int
     save_processor: Callable[[Path], None]
+    notes: tuple[str, ...] = ()
+    """What is worth saying before training starts."""
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    """What the modality's own entries need to know again after training."""
 
 
 class SetUp(Protocol):
@@ -54,6 +59,46 @@ class SetUp(Protocol):
 
 
 @dataclass(frozen=True)
+class Exporting:
+    """What building the forms of a network takes.
+
+    rows: the validation rows; answers: torch's to them; calibration: encoded training rows for static int8;
+    folder: the bundle in the making, which holds the torch form already.
+    """
+
+    module: nn.Module
+    folder: Path
+    rows: Rows
+    encoder: Encoder
+    plan: ExportPlan
+    judge: Judge
+    answers: np.ndarray
+    calibration: Sequence[Any]
+    progress: Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A run whose network is trained and measured, for what a modality reports beside the metrics.
+
+    module: the network as it is shipped; test: the test rows, and answers: torch's to them; metrics: what is reported;
+    measure: all that the report says about the answers to some rows; calibration: report["calibration"].
+    """
+
+    recipe: Recipe
+    data: LabelledData
+    setup: Setup
+    module: nn.Module
+    folder: Path
+    test: Rows
+    answers: np.ndarray
+    metrics: tuple[str, ...]
+    measure: Callable[[np.ndarray, Rows], dict[str, Any]]
+    calibration: Mapping[str, Any] | None
+    tell: Callable[[str], None]
+
+
+@dataclass(frozen=True)
 class Modality:
     """Everything the pipeline asks of a modality."""
 
@@ -62,9 +107,18 @@ class Modality:
     """report["data"]: the sizes of the training inputs."""
     bundle_files: Callable[[Path], None]
     """Files at the top of a bundle that its `model` folder, already there, holds for torch."""
-    export: ExportKind
-    pictures: Callable[[Setup], tuple[Picture | None, Heat | None]]
-    """How the report shows an input, and where the network looked in it; None for what is no picture."""
+    rows: Callable[[Recipe, Encoder, Split], Rows]
+    """A split as the network is measured on it."""
+    by_input: Callable[[np.ndarray, Rows], np.ndarray]
+    """Answers to rows as answers to inputs, of which a row may be a piece."""
+    finish: Callable[[Recipe, Setup, Path], nn.Module]
+    """The trained network as it is shipped; into the bundle's folder goes what is shipped beside it."""
+    export: Callable[[Exporting], ExportResult]
+    """Build and measure the ONNX forms."""
+    served: Callable[[Path, Split, Rows], np.ndarray]
+    """Answers to a split from a sealed bundle, as its users get them."""
+    report: Callable[[Finished], dict[str, Any]]
+    """Parts of the report beside those of all modalities: samples, baselines, language."""
     probes: Callable[[Bundle], list[Any]]
     """Inputs for a spot check of a bundle, always the same ones for one bundle."""
     calibration_rows: Callable[[Recipe, LabelledData, Encoder], Sequence[Any]]

@@ -14,6 +14,7 @@ from accelerate import Accelerator
 from finetune.bundle import MODEL_FOLDER, TOKENIZER, Bundle
 from finetune.data import LabelledData
 from finetune.export import EXPORTS
+from finetune.modality import labelled
 from finetune.modality.spec import Modality, Setup
 from finetune.model.backbone import convert_pickle, load_backbone
 from finetune.model.tokenizer import load_tokenizer, text_preprocess
@@ -80,10 +81,14 @@ def no_calibration(recipe: Recipe, data: LabelledData, encoder: Encoder) -> Sequ
 
 def probes(bundle: Bundle) -> list[Any]:
     """Texts of the tokenizer's own words, from one token to the longest input."""
+    return probe_texts(sorted(tokenizer_words(bundle)), bundle.preprocess.max_length)  # type: ignore[union-attr]
+
+
+def tokenizer_words(bundle: Bundle) -> set[str]:
+    """Everything that the bundle's tokenizer has an id for."""
     from tokenizers import Tokenizer
 
-    vocabulary = Tokenizer.from_file(str(bundle.path / TOKENIZER)).get_vocab()
-    return probe_texts(sorted(vocabulary), bundle.preprocess.max_length)  # type: ignore[union-attr]
+    return set(Tokenizer.from_file(str(bundle.path / TOKENIZER)).get_vocab())
 
 
 def probe_texts(vocabulary: Sequence[str], longest: int) -> list[Any]:
@@ -99,4 +104,16 @@ def no_pictures(setup: Setup) -> tuple[None, None]:
     return None, None
 
 
-MODALITY = Modality(set_up, describe, bundle_files, EXPORTS["text"], no_pictures, probes, no_calibration)
+MODALITY = Modality(
+    set_up=set_up,
+    describe=describe,
+    bundle_files=bundle_files,
+    rows=labelled.rows,
+    by_input=labelled.by_input,
+    finish=labelled.finish,
+    export=labelled.export_as(EXPORTS["text"]),
+    served=labelled.served,
+    report=labelled.report_with(no_pictures),
+    probes=probes,
+    calibration_rows=no_calibration,
+)
