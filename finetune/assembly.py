@@ -23,6 +23,7 @@ from finetune.recipe import Recipe, dump_recipe, recipe_hash
 from finetune.release.card import render_card, validate_card
 from finetune.release.texts import bundle_license_text, notice_text, upstream_texts
 from finetune.report.html import render_html
+from finetune.sources import read_card_metadata
 from finetune.tasks import TASKS
 from finetune.train.job import Result
 from finetune.transfer.l2sp import CONVENTION
@@ -60,9 +61,16 @@ def describe_backbone(recipe: Recipe, checked: Checked, setup: Setup) -> dict[st
         "package": source.package,
         "architecture": setup.model.architecture,
         "parameters": setup.model.parameters,
+        "datasets": datasets_of(read_card_metadata(setup.folder)),
         "weights_sha256": sha256(weights[0]) if len(weights) == 1 else {path.name: sha256(path) for path in weights},
         "license": checked.license["components"][0]["license"],
     }
+
+
+def datasets_of(card: Mapping[str, Any]) -> list[str]:
+    """The data sets that a backbone's card says it was trained on."""
+    named = card.get("datasets") or []
+    return [str(name) for name in (named if isinstance(named, list) else [named])]
 
 
 def describe_data(recipe: Recipe, checked: Checked, data: LabelledData, setup: Setup) -> dict[str, Any]:
@@ -75,7 +83,7 @@ def describe_data(recipe: Recipe, checked: Checked, data: LabelledData, setup: S
         "labels": list(data.labels),
         "splits": {name: data.audit["splits"][name] for name in ("train", "validation", "test")},
         "fingerprint": data.fingerprint,
-        **MODALITIES[checked.task.modality].describe(recipe, setup),
+        **MODALITIES[checked.task.modality].describe(recipe, setup, data),
     }
 
 

@@ -96,13 +96,12 @@ def deliver(
         calibration = scales.calibrate(validation, test)
         assembly.write_preprocessing(partial, recipe, encoder, calibration)
         finished = Finished(
-            recipe, data, setup, module, partial, test_rows, test, scales.metrics, scales.measure, calibration,
+            recipe, data, setup, module, partial, test_rows, test, scales.metrics, scales.measure, calibration, str(device),
             tell=lambda text: watch.tell(Notice(text)),
         )  # fmt: skip
         report: dict[str, Any] = {
             "format": 1,
             "run": assembly.describe_run(recipe, data.fingerprint),
-            "environment": describe_environment(str(device), processes),
             "recipe": recipe.model_dump(mode="json"),
             "backbone": assembly.describe_backbone(recipe, checked, setup),
             "data": assembly.describe_data(recipe, checked, data, setup),
@@ -117,6 +116,8 @@ def deliver(
             **scales.modality.report(finished),
         }
         report["license"] = with_samples(checked.license, report["samples"], passages_shown(report))
+        # Late, for its peak of memory is that of the whole run.
+        report["environment"] = describe_environment(str(device), processes)
         report["metrics"] |= _measure_forms(scales, report, validation, setup.validation, exported, partial, test_rows)
     with watch.stage("report", "card, report and manifest"):
         timings = {"audit": data.audit["seconds"], **watch.timings, "total": watch.elapsed()}
@@ -185,19 +186,11 @@ def _export(
         bitsandbytes=settings.bitsandbytes,
     )
     judge = judge_by(scales.task.target.name, metric, rows.labels)
-    return scales.modality.export(
-        Exporting(
-            module,
-            partial,
-            rows,
-            encoder,
-            plan,
-            judge,
-            validation,
-            calibration,
-            progress=lambda text: watch.tell(Notice(text)),
-        )  # fmt: skip
-    )
+    given = Exporting(
+        module, partial, rows, encoder, plan, judge, validation, calibration,
+        progress=lambda text: watch.tell(Notice(text)),
+    )  # fmt: skip
+    return scales.modality.export(given)
 
 
 def _measure_forms(

@@ -70,7 +70,7 @@ def preflight(recipe: Recipe, *, overwrite: bool = False) -> Checked:
     plan = _static_plan(recipe, backbone)
     if backbone.path is not None:
         INPUT_CHECKS[task.modality](recipe, backbone.path)
-        require_space(workspace.bundle, _space_needed(backbone.path), f"run '{recipe.name}'")
+        require_space(workspace.bundle, _space_needed(recipe, backbone.path), f"run '{recipe.name}'")
     workspace.require_writable()
     _check_metrics(recipe, task, inspection)
     return Checked(
@@ -116,10 +116,14 @@ def find_data(recipe: Recipe) -> tuple[Source, dict[str, Source | str]]:
 
 def _check_backbone(recipe: Recipe, backbone: Source) -> None:
     """A model folder, or a file of bare weights with the architecture that they belong to."""
-    settings = recipe.backbone
+    settings, language = recipe.backbone, TASKS[recipe.task].modality == "language"
+    if language and backbone.kind == "file" and not backbone.is_gguf:
+        raise SourceError(
+            f"backbone '{backbone.name}': a language model is a model folder or a GGUF file; name one of them"
+        )
     check_bare_weights(
         backbone, architecture=settings.architecture, rename=settings.rename, allow_pickle=settings.allow_pickle,
-        language=TASKS[recipe.task].modality == "language",
+        language=language,
     )  # fmt: skip
     if backbone.kind != "file":
         check_model_files(backbone.name, backbone.files, allow_pickle=settings.allow_pickle)
@@ -178,7 +182,8 @@ def _static_plan(recipe: Recipe, backbone: Source) -> Plan | None:
 
 def _steps(recipe: Recipe, plan: Plan | None, inspection: Inspection) -> tuple[int, ...]:
     """Optimizer steps of each phase, as far as they can be known; every phase needs one after its warm-up."""
-    if plan is None or inspection.rows is None:
+    # A language model's step takes blocks, whose number is known only when texts are tokens.
+    if plan is None or inspection.rows is None or TASKS[recipe.task].modality == "language":
         return ()
     share = recipe.data.splits.train if not isinstance(recipe.data.splits.train, str) else 1.0
     rows = min(inspection.rows, recipe.data.limit or inspection.rows)
@@ -186,22 +191,28 @@ def _steps(recipe: Recipe, plan: Plan | None, inspection: Inspection) -> tuple[i
     return tuple(per_epoch * phase.epochs for phase in plan.phases)
 
 
-def _check_length(recipe: Recipe, folder: Path) -> None:
-    limit = longest_input(folder)
+def check_length(recipe: Recipe, path: Path) -> None:
+    """RecipeError when data.max_length is more than the backbone at `path`, a folder or a GGUF file, can take."""
+    limit = longest_input(path)
     if limit is not None and recipe.data.max_length > limit:
         raise RecipeError(
             f"data.max_length: {recipe.data.max_length} tokens, but this backbone takes at most {limit}; lower it"
         )
 
 
-def _check_language(recipe: Recipe, folder: Path) -> None:
-    if folder.is_dir():
-        _check_length(recipe, folder)
+def general_source(recipe: Recipe) -> Source:
+    """The texts of evaluation.general, which the recipe must have; SourceError names the key."""
+    assert recipe.evaluation.general is not None
+    try:
+        return find_source(recipe.evaluation.general.source, kind="dataset")
+    except SourceError as error:
+        raise SourceError(f"evaluation.general.source: {error}") from error
+
+
+def _check_language(recipe: Recipe, path: Path) -> None:
+    check_length(recipe, path)
     if recipe.evaluation.general is not None:
-        try:
-            find_source(recipe.evaluation.general.source, kind="dataset")
-        except SourceError as error:
-            raise SourceError(f"evaluation.general.source: {error}") from error
+        general_source(recipe)
 
 
 def _nothing_to_check(recipe: Recipe, folder: Path) -> None:
@@ -209,18 +220,21 @@ def _nothing_to_check(recipe: Recipe, folder: Path) -> None:
 
 
 INPUT_CHECKS: dict[str, Callable[[Recipe, Path], None]] = {
-    "text": _check_length,
+    "text": check_length,
     "image": _nothing_to_check,
     "language": _check_language,
 }
 
 
-def _space_needed(path: Path) -> int:
+def _space_needed(recipe: Recipe, path: Path) -> int:
     """Bytes that a run may need; `path` is a model folder or a file of bare weights."""
     patterns = ("*.safetensors", "pytorch_model*.bin")
     files = [path] if path.is_file() else [file for pattern in patterns for file in path.glob(pattern)]
     weights = sum(file.stat().st_size for file in files)
-    return int(weights * (GGUF_GROWTH if path.suffix == GGUF_SUFFIX else 1) * (BUNDLE_SIZES + CHECKPOINT_SIZES))
+    growth = GGUF_GROWTH if path.suffix == GGUF_SUFFIX else 1
+    # A checkpoint of adapters holds nothing else; the backbone's converted copy takes its place in this sum.
+    checkpoints = CHECKPOINT_SIZES if recipe.transfer.adapter.kind == "none" else 1.0
+    return int(weights * growth * (BUNDLE_SIZES + checkpoints))
 
 
 def _check_metrics(recipe: Recipe, task: TaskSpec, inspection: Inspection) -> None:

@@ -75,7 +75,7 @@ def _folder(recipe: Recipe, checked: Checked, rank: int) -> Path:
     return folder if has_safetensors(path.name for path in folder.iterdir()) else convert_pickle(folder, own)
 
 
-def describe(recipe: Recipe, setup: Setup) -> dict[str, Any]:
+def describe(recipe: Recipe, setup: Setup, data: LabelledData) -> dict[str, Any]:
     """What the network sees of each image."""
     height, width = setup.encoder.settings.size
     return {"pixels": {"height": height, "width": width}}

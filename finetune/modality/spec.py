@@ -95,6 +95,7 @@ class Finished:
     metrics: tuple[str, ...]
     measure: Callable[[np.ndarray, Rows], dict[str, Any]]
     calibration: Mapping[str, Any] | None
+    device: str
     tell: Callable[[str], None]
 
 
@@ -103,7 +104,7 @@ class Modality:
     """Everything the pipeline asks of a modality."""
 
     set_up: SetUp
-    describe: Callable[[Recipe, Setup], dict[str, Any]]
+    describe: Callable[[Recipe, Setup, LabelledData], dict[str, Any]]
     """report["data"]: the sizes of the training inputs."""
     bundle_files: Callable[[Path], None]
     """Files at the top of a bundle that its `model` folder, already there, holds for torch."""

@@ -54,7 +54,7 @@ def set_up(recipe: Recipe, checked: Checked, data: LabelledData, scale: Scale, a
     )  # fmt: skip
 
 
-def describe(recipe: Recipe, setup: Setup) -> dict[str, Any]:
+def describe(recipe: Recipe, setup: Setup, data: LabelledData) -> dict[str, Any]:
     """Token counts of the training rows, before truncation."""
     assert isinstance(setup.plain, EncodedExamples)
     lengths = np.array([row.length_before for row in setup.plain.rows])

@@ -14,7 +14,7 @@ from finetune.recipe.types import Recipe, Settings
 
 _WORDS_ONLY = {"name", "description", "output"}
 _TRAINING = ("task", "seed", "backbone", "data", "head", "transfer", "train")
-_NOT_TRAINING = ("device", "tensorboard", "checkpoint_every_steps")
+_NOT_TRAINING = ("device", "tensorboard", "checkpoint_every_steps", "memory", "eval_batch_size")
 _YAML_1_1 = yaml.resolver.Resolver()
 _PLAIN = re.compile(r"[A-Za-z0-9_./][A-Za-z0-9_./@+=-]*")
 

@@ -84,6 +84,13 @@ class AdapterSettings(Settings):
     base: Literal["fp32", "int8", "nf4"] = "fp32"
     """Form of the frozen weights in memory (QLoRA, Dettmers et al. 2023), by bitsandbytes; int8 and nf4 need a GPU."""
 
+    @model_validator(mode="after")
+    def _kind_is_said(self) -> AdapterSettings:
+        others = [name for name, field in type(self).model_fields.items() if getattr(self, name) != field.default]
+        if self.kind == "none" and others:
+            raise ValueError(f"{others[0]} means nothing without an adapter; set kind to lora or dora")
+        return self
+
 
 class TransferSettings(Settings):
     """What trains when, and how far each part may move."""
@@ -182,7 +189,7 @@ class TrainSettings(Settings):
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     """Arithmetic of the forward pass; `auto` is bf16 where the hardware has it, else fp32."""
     bucket_by_length: bool = True
-    """Text tasks: batch texts of like length together, so that less padding is computed."""
+    """Text and language tasks: batch texts of like length together, so that less padding is computed."""
     augment: AugmentSettings = AugmentSettings()
     """Image tasks: random changes to training images."""
     workers: Literal["auto"] | Annotated[int, Field(ge=0, le=64)] = "auto"
@@ -196,7 +203,7 @@ class TrainSettings(Settings):
     gradient_checkpointing: bool = False
     """Language tasks: compute activations again in the backward pass instead of keeping them: less memory, about a third more time."""
     memory: Literal["refuse", "warn"] = "refuse"
-    """What to do when the estimate of weights, gradients, optimizer and activations is more than the machine has free."""
+    """Language tasks: what to do when the estimate of weights, gradients, optimizer and activations is more than the machine has free."""
     device: Literal["auto", "cpu"] = "auto"
     """`auto` is what Accelerate finds; `cpu` keeps to the processor."""
     tensorboard: bool = False

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from finetune.recipe.settings import Count, Fraction, Positive, Settings
 
@@ -24,7 +24,7 @@ class GenerationSettings(Settings):
     """Sample generations before and after training, for the report."""
 
     prompts: tuple[str, ...] = ()
-    """Fixed prompts; the first words of some test texts when there are none."""
+    """Fixed prompts; the first words of some validation texts when there are none."""
     max_new_tokens: Annotated[int, Field(ge=1, le=2048)] = 48
     """Longest continuation in tokens."""
 
@@ -40,6 +40,14 @@ class MemorisationSettings(Settings):
     """Length in tokens from which a run of words found in the training text counts as reproduced."""
     max_new_tokens: Count = 48
     """Longest continuation in tokens."""
+
+    @model_validator(mode="after")
+    def _runs_fit(self) -> MemorisationSettings:
+        if self.samples and self.max_new_tokens < self.ngram:
+            raise ValueError(
+                "continuations of max_new_tokens tokens hold no run of ngram; raise max_new_tokens or lower ngram"
+            )
+        return self
 
 
 class EvaluationSettings(Settings):

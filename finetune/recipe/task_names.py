@@ -72,8 +72,7 @@ DEFAULT_METRICS: dict[str, tuple[str, ...]] = {
 
 # Keys that mean something for some modalities, or for some targets, only. A recipe that sets one elsewhere is refused.
 MODALITY_KEYS: dict[tuple[str, ...], tuple[str, ...]] = {
-    ("text",): ("export.bitsandbytes", "train.bucket_by_length"),
-    ("text", "language"): ("data.text_column", "data.max_length", "data.audit.near_duplicate_similarity"),
+        ("text", "language"): ("export.bitsandbytes", "train.bucket_by_length", "data.text_column", "data.max_length", "data.audit.near_duplicate_similarity"),
     ("image",): (
         "backbone.architecture", "backbone.rename", "backbone.drop_path",
         "data.image_column", "data.image_root", "data.image_size", "data.image_crop", "data.unreadable", "data.max_pixels", "data.audit.image_distance",
@@ -81,10 +80,10 @@ MODALITY_KEYS: dict[tuple[str, ...], tuple[str, ...]] = {
     ),
     ("language",): (
         "data.prompt_column", "data.answer_column", "data.messages_column", "data.packing", "data.overlong",
-        "transfer.adapter", "train.gradient_checkpointing", "evaluation.general", "evaluation.generation", "evaluation.memorisation",
+        "transfer.adapter", "train.gradient_checkpointing", "train.memory", "evaluation.general", "evaluation.generation", "evaluation.memorisation",
         "export.prompt_tokens",
     ),
-    ("text", "image"): ("head.dropout", "data.label_column", "data.stratify_by", "evaluation.samples", "evaluation.calibration"),
+    ("text", "image"): ("head.dropout", "data.label_column", "data.splits.stratify", "data.audit.conflicts", "data.stratify_by", "evaluation.samples", "evaluation.calibration"),
 }  # fmt: skip
 TARGET_KEYS: dict[str, tuple[str, ...]] = {
     "data.label_columns": ("multi_label",),

@@ -58,7 +58,7 @@ def describe_samples(samples: Mapping[str, Any] | None, passages: int = 0) -> st
     texts = sum(1 for row in rows if row.get("text"))
     if pictures:
         return f"{pictures} small picture{'s' if pictures > 1 else ''} of test images in samples/ and report.html"
-    return f"beginnings of test texts ({texts}) in report.json and report.html" if texts else ""
+    return f"beginnings of validation texts ({texts}) in report.json and report.html" if texts else ""
 
 
 def _label(part: Mapping[str, Any]) -> str:

@@ -77,6 +77,12 @@ def llama(tmp_path_factory: pytest.TempPathFactory) -> ExportedDecoder:
     return exported("llama", tmp_path_factory.mktemp("llama"))
 
 
+@pytest.fixture(scope="session")
+def untied(tmp_path_factory: pytest.TempPathFactory) -> ExportedDecoder:
+    """A Llama with an embedding and a head of their own."""
+    return exported("llama", tmp_path_factory.mktemp("untied"), tied=False)
+
+
 @pytest.fixture(scope="session", params=["gpt2", "llama"])
 def decoder(request: pytest.FixtureRequest) -> ExportedDecoder:
     """One of the two, with its embedding tied to its head."""

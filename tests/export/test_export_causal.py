@@ -26,15 +26,18 @@ BLOCKS, UNPACKED, DYNAMIC, FOUR = NAMES
 @pytest.fixture
 def ready(llama: ExportedDecoder, monkeypatch: pytest.MonkeyPatch) -> ExportedDecoder:
     """Exporting is replaced by a copy of the exported file, and measuring speed by numbers, to save time."""
-
-    def copy(model: object, path: Path) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(llama.onnx, path)
-
-    monkeypatch.setattr(causal, "export_cached", copy)
+    copy_in_place_of_export(monkeypatch, llama)
     monkeypatch.setattr(causal, "GREEDY_TOKENS", 6)
     set_speeds(monkeypatch, {"onnx": 2.0})
     return llama
+
+
+def copy_in_place_of_export(monkeypatch: pytest.MonkeyPatch, made: ExportedDecoder) -> None:
+    def copy(model: object, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(made.onnx, path)
+
+    monkeypatch.setattr(causal, "export_cached", copy)
 
 
 def set_speeds(monkeypatch: pytest.MonkeyPatch, latency: dict[str, float], default: float = 1.0) -> None:
@@ -81,6 +84,7 @@ def test_whole_export_measures_every_form_and_serves_what_it_says(
     gpt2: ExportedDecoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     lines: list[str] = []
+    copy_in_place_of_export(monkeypatch, gpt2)
     result = run(gpt2, tmp_path, progress=lines.append, prompt_tokens=8)
     report: Any = result.report
     json.dumps(report, allow_nan=False)

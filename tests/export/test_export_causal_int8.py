@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from onnx import TensorProto, helper, numpy_helper
-from tiny_decoders import VOCABULARY, ExportedDecoder, exported
+from tiny_decoders import VOCABULARY, ExportedDecoder
 
 from finetune.errors import ExportError
 from finetune.export.causal_int8 import (
@@ -58,22 +58,13 @@ def test_tied_embedding_stays_one_table_of_bytes(
 
 
 @pytest.mark.parametrize("candidate", EIGHT, ids=lambda each: each.name)
-def test_untied_embedding_and_head_are_both_quantised(candidate: CausalCandidate, tmp_path: Path) -> None:
-    made = untied(tmp_path)
-    quantize_causal(made.onnx, tmp_path / "m.onnx", candidate)
-    assert (tmp_path / "m.onnx").stat().st_size < 0.42 * made.onnx.stat().st_size
+def test_untied_embedding_and_head_are_both_quantised(
+    candidate: CausalCandidate, untied: ExportedDecoder, tmp_path: Path
+) -> None:
+    quantize_causal(untied.onnx, tmp_path / "m.onnx", candidate)
+    assert (tmp_path / "m.onnx").stat().st_size < 0.42 * untied.onnx.stat().st_size
     tensors = onnx.load(str(tmp_path / "m.onnx")).graph.initializer
     assert not any(VOCABULARY in tensor.dims and 32 in tensor.dims and tensor.data_type == 1 for tensor in tensors)
-
-
-_UNTIED: list[ExportedDecoder] = []
-
-
-def untied(folder: Path) -> ExportedDecoder:
-    """Exported once for all tests of this module."""
-    if not _UNTIED:
-        _UNTIED.append(exported("llama", folder, tied=False))
-    return _UNTIED[0]
 
 
 def test_only_the_head_and_products_with_more_inputs_than_outputs_are_spared(

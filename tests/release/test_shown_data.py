@@ -112,4 +112,4 @@ def test_notice_says_whose_rows_the_bundle_shows():
     )
     assert pictures.count("data elpv: Creative Commons Attribution-NonCommercial-ShareAlike 4.0") == 2
     texts = notice_text(report, {**SAMPLE, "samples": TEXTS})
-    assert "the beginnings of test texts (1) in report.json and report.html, shortened" in texts
+    assert "the beginnings of validation texts (1) in report.json and report.html, shortened" in texts
