@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from tiny_language import make_documents, write_language_backbone
 from finetune import Generator, Report, load_recipe, run
 from finetune.bundle import Bundle
 from finetune.cli import main
-from finetune.errors import Interrupted, TrainingError
+from finetune.errors import FinetuneError, Interrupted, TrainingError
 from finetune.model.quiet import quiet_transformers
 from finetune.release.card import validate_card
 from finetune.train.events import Event, Notice, StepEnded
@@ -195,3 +196,39 @@ def test_what_does_not_fit_into_memory_is_refused_before_training(
     recipe = load_recipe(write_recipe(tmp_path, backbone, documents), [f"output={tmp_path / 'bundle'}"])
     with pytest.raises(TrainingError, match=r"train\.memory: warn"):
         run(recipe)
+
+
+@pytest.mark.parametrize(
+    ("setting", "sentence"),
+    [
+        ("evaluation.generation.max_new_tokens=2000", "evaluation.generation: "),
+        ("evaluation.memorisation.prompt_tokens=200", "evaluation.memorisation: 200 tokens of a beginning"),
+        ("evaluation.general.source={empty}", "evaluation.general"),
+        ("data.max_length=4096", "data.max_length: 4096 tokens, but this backbone takes at most 128"),
+        ("transfer.adapter.targets=[nothing_such]", "transfer.adapter.targets"),
+    ],
+)
+def test_what_cannot_be_asked_at_the_end_is_refused_before_training(
+    tmp_path: Path, backbone: Path, documents: Path, setting: str, sentence: str
+) -> None:
+    (tmp_path / "empty").mkdir()
+    wanted = setting.format(empty=tmp_path / "empty")
+    adapter = ["transfer.adapter.kind=lora"] if "adapter" in setting else []
+    # A borrowed prompt is cut to fit; one that the recipe writes is not.
+    prompts = ["evaluation.generation.prompts=[The old ship]"]
+    recipe = load_recipe(
+        write_recipe(tmp_path, backbone, documents), [f"output={tmp_path / 'bundle'}", wanted, *adapter, *prompts]
+    )
+    told: list[Event] = []
+    with pytest.raises(FinetuneError, match=sentence):
+        run(recipe, callbacks=[told.append])
+    assert not any(isinstance(event, StepEnded) for event in told)
+
+
+def test_forms_can_be_built_and_measured_again(tmp_path: Path, bundle: Path) -> None:
+    copy = tmp_path / "bundle"
+    shutil.copytree(bundle, copy)
+    assert main(["export", str(copy), "export.int8.mode=off"]) == 0
+    report = Report.open(copy).data
+    assert report["export"]["served"] == "onnx"
+    assert report["language"] == Report.open(bundle).data["language"]

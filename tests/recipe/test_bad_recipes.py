@@ -45,7 +45,8 @@ MISTAKES = {
         "  batch_size: 32",
         "  max_length: 64",
         ":13: train.max_length: unknown key; valid names: accumulation, augment, batch_size, bucket_by_length, "
-        "checkpoint_every_steps, class_weights, clip_norm, device, eval_batch_size, label_smoothing, optimizer, "
+        "checkpoint_every_steps, class_weights, clip_norm, device, eval_batch_size, gradient_checkpointing, label_smoothing, "
+        "memory, memory_format, optimizer, "
         "precision, schedule, tensorboard, warmup, weight_decay, workers",
     ),
     "word for a number": (
@@ -104,7 +105,7 @@ MISTAKES = {
         "task: text_classification",
         "task: sentiment",
         ":2: task: expected one of 'text_classification', 'text_multi_label_classification', "
-        "'text_regression', 'image_classification', 'image_multi_label_classification', 'image_regression', "
+        "'text_regression', 'image_classification', 'image_multi_label_classification', 'image_regression', 'causal_lm', "
         "found the string 'sentiment'",
     ),
     "key for another kind of input": (

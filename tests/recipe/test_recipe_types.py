@@ -76,7 +76,16 @@ def test_every_task_has_metrics_of_its_own_by_default(task: str) -> None:
 @pytest.mark.parametrize(
     ("task", "section", "sentence"),
     [
-        ("image_classification", {"data": {"source": "d", "max_length": 64}}, "data.max_length: it is for text tasks"),
+        (
+            "image_classification",
+            {"data": {"source": "d", "max_length": 64}},
+            "data.max_length: it is for text and language tasks",
+        ),
+        ("text_regression", {"transfer": {"adapter": {"kind": "lora"}}}, "transfer.adapter: it is for language tasks"),
+        ("causal_lm", {"head": {"dropout": 0.1}}, "head.dropout: it is for text and image tasks"),
+        ("causal_lm", {"train": {"label_smoothing": 0.1}}, "train.label_smoothing: it is for single-label or multi"),
+        ("causal_lm", {"transfer": {"adapter": {"base": "nf4"}}}, "base means nothing without an adapter; set kind"),
+        ("causal_lm", {"evaluation": {"memorisation": {"ngram": 60}}}, "hold no run of ngram; raise max_new_tokens"),
         ("text_classification", {"data": {"source": "d", "image_size": 64}}, "data.image_size: it is for image tasks"),
         ("text_regression", {"train": {"augment": {"mixup": 0.2}}}, "train.augment: it is for image tasks"),
         (
