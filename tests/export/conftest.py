@@ -6,8 +6,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from exported_decoders import ExportedDecoder, exported
 from tiny_convnets import ENCODER, Exported, depthwise_net, pictures
-from tiny_decoders import ExportedDecoder, exported
 from tiny_encoders import MAX_LENGTH, WORDS, Setting, build
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 

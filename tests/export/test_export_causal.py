@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+from exported_decoders import ExportedDecoder
 from onnx import numpy_helper
-from tiny_decoders import ExportedDecoder
 from tiny_language import shared_bundle, write_language_bundle
 
 from finetune.errors import ExportError, GateError

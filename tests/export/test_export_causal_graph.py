@@ -6,8 +6,8 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from exported_decoders import CONTEXT, VOCABULARY, ExportedDecoder, build_decoder, token_rows
 from onnx import TensorProto, helper, numpy_helper
-from tiny_decoders import CONTEXT, VOCABULARY, ExportedDecoder, build_decoder, token_rows
 from torch import nn
 
 from finetune.errors import ExportError

@@ -4,11 +4,11 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+from exported_decoders import VOCABULARY, ExportedDecoder
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from onnx import TensorProto, helper, numpy_helper
-from tiny_decoders import VOCABULARY, ExportedDecoder
 
 from finetune.errors import ExportError
 from finetune.export.causal_int8 import (

@@ -2,7 +2,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tiny_decoders import ExportedDecoder, token_rows
+from exported_decoders import ExportedDecoder, token_rows
 
 from finetune.errors import ExportError
 from finetune.export.causal_int8 import causal_candidates, quantize_causal

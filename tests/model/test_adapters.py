@@ -11,7 +11,7 @@ import torch
 import transformers as hf
 from peft import PeftModel
 from safetensors.torch import load_file
-from tiny_language import BLOCKS, LANGUAGE_MODELS, save_language_model, some_ids
+from tiny_networks import BLOCKS, LANGUAGE_MODELS, save_language_model, some_ids
 
 from finetune.errors import RecipeError, TrainingError
 from finetune.model.adapters import Adapter, describe_adapter, has_adapter, merge, save_adapter

@@ -9,8 +9,8 @@ import pytest
 import torch
 import transformers as hf
 from safetensors.torch import load_file, save_file
-from tiny_language import BLOCKS, LANGUAGE_MODELS, SHAPE, gpt2, opt, save_language_model, some_ids
 from tiny_models import save
+from tiny_networks import BLOCKS, LANGUAGE_MODELS, SHAPE, gpt2, opt, save_language_model, some_ids
 
 from finetune.errors import SourceError
 from finetune.model.causal import keeps_documents_apart, load_causal_lm

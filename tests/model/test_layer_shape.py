@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 import transformers as hf
-from tiny_language import BLOCKS, LANGUAGE_MODELS, SHAPE, VOCABULARY, WIDTH
+from tiny_networks import BLOCKS, LANGUAGE_MODELS, SHAPE, VOCABULARY, WIDTH
 
 from finetune.errors import SourceError
 from finetune.model.limits import backbone_shape, layer_shape

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 import transformers as hf
-from tiny_language import save_language_model, some_ids
+from tiny_networks import save_language_model, some_ids
 
 from finetune.errors import RecipeError
 from finetune.model import causal, quantised
