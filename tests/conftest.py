@@ -5,6 +5,9 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+# Before anything loads torch: tests run in several processes, and small networks gain nothing from more threads.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import pytest
 from hypothesis import settings
 from tiny_project import make_rows, write_backbone, write_csv, write_recipe
