@@ -197,7 +197,8 @@ class TrainSettings(Settings):
     and one per two cores, at most 8, beside a GPU."""
     memory_format: Literal["auto", "contiguous", "channels_last"] = "auto"
     """Image tasks: how weights and activations of convolutions lie in memory while training. `auto` is `channels_last` on a CPU for
-    networks with depthwise convolutions (EfficientNet, MobileNet), which are faster so, and `contiguous` for others."""
+    networks with depthwise convolutions (EfficientNet, MobileNet) under `transfer.batchnorm: freeze`, which are faster so, and
+    `contiguous` for others."""
     checkpoint_every_steps: Count | None = None
     """Also write a checkpoint every so many steps, not only after each epoch."""
     gradient_checkpointing: bool = False

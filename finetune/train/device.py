@@ -56,14 +56,15 @@ def make_accelerator(*, precision: str, device: str) -> Accelerator:
     return accelerator
 
 
-def memory_format(module: nn.Module, asked: str, device: torch.device) -> torch.memory_format:
+def memory_format(module: nn.Module, asked: str, device: torch.device, *, frozen: bool) -> torch.memory_format:
     """How a network's 4-d tensors shall lie in memory: "contiguous", "channels_last", or by "auto" what is faster.
 
-    On CPUs depthwise convolutions are faster with the channels last and dense ones slower (benchmarks/memory_format.py).
+    frozen: whether batch normalisation keeps its statistics. On CPUs depthwise convolutions are then faster with the channels
+    last; dense ones, and batch statistics, are not (benchmarks/memory_format.py).
     """
     if asked == "auto":
         depthwise = any(isinstance(part, nn.Conv2d) and part.groups > 1 for part in module.modules())
-        asked = "channels_last" if depthwise and device.type == "cpu" else "contiguous"
+        asked = "channels_last" if depthwise and frozen and device.type == "cpu" else "contiguous"
     return torch.channels_last if asked == "channels_last" else torch.contiguous_format
 
 

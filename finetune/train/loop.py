@@ -66,7 +66,11 @@ def fit(
     job = replace(job, model=replace(whole, groups=groups))
     learned = groups.pick(job.plan.may_train)
     checkpoints = checkpoints.depending_on(backbone=digest(fingerprint(module)))
-    module.to(memory_format=memory_format(module, job.settings.memory_format, accelerator.device))
+    module.to(
+        memory_format=memory_format(
+            module, job.settings.memory_format, accelerator.device, frozen=job.batchnorm == "freeze"
+        )
+    )
     # θ⁰, taken before any checkpoint is loaded.
     names = {name for group in learned for name in group.parameters} - job.model.fresh
     anchors = {

@@ -151,8 +151,9 @@ def test_everything_drawn_inside_depends_on_the_seed_alone() -> None:
 def test_networks_with_depthwise_convolutions_get_channels_last_on_a_cpu() -> None:
     dense, depthwise = torch.nn.Conv2d(4, 4, 3), torch.nn.Sequential(torch.nn.Conv2d(4, 4, 3, groups=4))
     on_cpu = torch.device("cpu")
-    assert memory_format(depthwise, "auto", on_cpu) == torch.channels_last
-    assert memory_format(dense, "auto", on_cpu) == torch.contiguous_format
-    assert memory_format(depthwise, "auto", torch.device("cuda")) == torch.contiguous_format
-    assert memory_format(dense, "channels_last", on_cpu) == torch.channels_last
-    assert memory_format(depthwise, "contiguous", on_cpu) == torch.contiguous_format
+    assert memory_format(depthwise, "auto", on_cpu, frozen=True) == torch.channels_last
+    assert memory_format(depthwise, "auto", on_cpu, frozen=False) == torch.contiguous_format
+    assert memory_format(dense, "auto", on_cpu, frozen=True) == torch.contiguous_format
+    assert memory_format(depthwise, "auto", torch.device("cuda"), frozen=True) == torch.contiguous_format
+    assert memory_format(dense, "channels_last", on_cpu, frozen=False) == torch.channels_last
+    assert memory_format(depthwise, "contiguous", on_cpu, frozen=True) == torch.contiguous_format
