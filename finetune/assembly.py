@@ -23,7 +23,7 @@ from finetune.recipe import Recipe, dump_recipe, recipe_hash
 from finetune.release.card import render_card, validate_card
 from finetune.release.texts import bundle_license_text, notice_text, upstream_texts
 from finetune.report.html import render_html
-from finetune.sources import read_card_metadata
+from finetune.source_cards import read_card_metadata
 from finetune.tasks import TASKS
 from finetune.train.job import Result
 from finetune.transfer.l2sp import CONVENTION

@@ -1,10 +1,11 @@
-"""What a GGUF file says of itself: its metadata and the names of its tensors, read without loading a weight.
+"""What a GGUF file says of itself: its metadata, and names and sizes of its tensors, read without loading a weight.
 
 The format is llama.cpp's (ggml/docs/gguf.md), little-endian, versions 2 and 3. Needs the standard library only.
 """
 
 from __future__ import annotations
 
+import math
 import mmap
 import struct
 from collections.abc import Callable, Iterable, Mapping
@@ -24,10 +25,14 @@ _CUT = "it is cut short or damaged"
 
 @dataclass(frozen=True)
 class GgufHeader:
-    """Metadata by name, and the tensors' names. A list of strings that was not asked for is only counted."""
+    """Metadata by name, and the tensors' names. A list of strings that was not asked for is only counted.
+
+    parameters: numbers in all tensors together.
+    """
 
     metadata: Mapping[str, Any]
     tensors: tuple[str, ...]
+    parameters: int
 
     @property
     def architecture(self) -> str:
@@ -81,7 +86,8 @@ class _Reader:
             metadata[name] = self._value(self._scalar("I"), keep=name in self.wanted)
         if not isinstance(metadata.get("general.architecture"), str):
             raise ValueError("it names no architecture")
-        return GgufHeader(metadata, tuple(self._tensor() for _ in range(tensors)))
+        found = [self._tensor() for _ in range(tensors)]
+        return GgufHeader(metadata, tuple(name for name, _ in found), sum(size for _, size in found))
 
     def _scalar(self, code: str) -> Any:
         (value,) = struct.unpack_from(f"<{code}", self.content, self.at)
@@ -114,10 +120,10 @@ class _Reader:
         one: Callable[[], Any] = self._string if member == _STRING else lambda: self._value(member, keep=keep)
         return [one() for _ in range(count)]
 
-    def _tensor(self) -> str:
+    def _tensor(self) -> tuple[str, int]:
+        """A tensor's name and the number of its elements."""
         name = self._string()
-        for _ in range(self._scalar("I")):
-            self._scalar("Q")
+        size = math.prod([self._scalar("Q") for _ in range(self._scalar("I"))])
         self._scalar("I")
         self._scalar("Q")
-        return name
+        return name, size

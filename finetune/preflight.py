@@ -16,17 +16,17 @@ from typing import Any
 from finetune.data import Inspection, inspect_data
 from finetune.disk import require_space
 from finetune.errors import RecipeError, SourceError
-from finetune.gguf_metadata import GGUF_SUFFIX
+from finetune.gguf_metadata import is_gguf, read_gguf
 from finetune.model.limits import longest_input
 from finetune.recipe import Recipe
 from finetune.release.license import card_evidence, judge, require_allowed, resolve_component
+from finetune.source_cards import find_card, read_card_metadata
 from finetune.sources import (
     Source,
     check_bare_weights,
     check_model_files,
     find_source,
     hub_card_metadata,
-    read_card_metadata,
 )
 from finetune.tasks import TASKS, TaskSpec
 from finetune.transfer.plan import Plan, build_plan
@@ -34,7 +34,7 @@ from finetune.workspace import Workspace
 
 # Room for the bundle (torch, ONNX and int8 forms) and one checkpoint with its predecessor, in multiples of the weights.
 BUNDLE_SIZES, CHECKPOINT_SIZES = 2.5, 10.0
-GGUF_GROWTH = 8  # a weight of four bits or a little more becomes one of 32
+FP32 = 4
 
 
 @dataclass(frozen=True)
@@ -88,19 +88,13 @@ def judge_parts(recipe: Recipe, backbone: Source, data: Source) -> Mapping[str, 
     ):
         local = source.path is not None
         metadata = read_card_metadata(source.path) if local else hub_card_metadata(source, kind)  # type: ignore[arg-type]
-        folder = source.path if source.path is None or source.path.is_dir() else source.path.parent
-        evidence = (
-            f"the metadata of {source.path.name}"
-            if source.is_gguf
-            and metadata
-            and source.path is not None
-            and not (source.path.parent / "README.md").is_file()
-            else card_evidence(
-                folder / "README.md" if folder else None, revision=source.revision, package=source.package
-            )
-            if local
-            else f"the hub's card at revision {source.revision}"
-        )
+        card = find_card(source.path)
+        if not local:
+            evidence = f"the hub's card at revision {source.revision}"
+        elif card is None and metadata and source.path is not None:
+            evidence = f"the metadata of {source.path.name}"
+        else:
+            evidence = card_evidence(card, revision=source.revision, package=source.package)
         parts.append(resolve_component(role, source.name, metadata, assertion, evidence=evidence))
     return judge(parts, recipe.license.use, recipe.license.reviewed)
 
@@ -227,14 +221,16 @@ INPUT_CHECKS: dict[str, Callable[[Recipe, Path], None]] = {
 
 
 def _space_needed(recipe: Recipe, path: Path) -> int:
-    """Bytes that a run may need; `path` is a model folder or a file of bare weights."""
-    patterns = ("*.safetensors", "pytorch_model*.bin")
-    files = [path] if path.is_file() else [file for pattern in patterns for file in path.glob(pattern)]
-    weights = sum(file.stat().st_size for file in files)
-    growth = GGUF_GROWTH if path.suffix == GGUF_SUFFIX else 1
+    """Bytes that a run may need; `path` is a model folder, a file of bare weights, or a GGUF file, which becomes fp32."""
+    if is_gguf(path):
+        weights = read_gguf(path).parameters * FP32
+    else:
+        patterns = ("*.safetensors", "pytorch_model*.bin")
+        files = [path] if path.is_file() else [file for pattern in patterns for file in path.glob(pattern)]
+        weights = sum(file.stat().st_size for file in files)
     # A checkpoint of adapters holds nothing else; the backbone's converted copy takes its place in this sum.
     checkpoints = CHECKPOINT_SIZES if recipe.transfer.adapter.kind == "none" else 1.0
-    return int(weights * growth * (BUNDLE_SIZES + checkpoints))
+    return int(weights * (BUNDLE_SIZES + checkpoints))
 
 
 def _check_metrics(recipe: Recipe, task: TaskSpec, inspection: Inspection) -> None:

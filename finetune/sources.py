@@ -16,7 +16,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, Literal, TypeVar
 
 from finetune.errors import SourceError
-from finetune.gguf_metadata import GGUF_SUFFIX, is_gguf, read_gguf
+from finetune.gguf_metadata import GGUF_SUFFIX
 from finetune.model_files import (
     MODEL_FILES,
     PICKLE_FILES,
@@ -41,7 +41,6 @@ __all__ = [
     "find_source",
     "hub_card_metadata",
     "local_model",
-    "read_card_metadata",
 ]
 
 # Only top-level files of a hub model are downloaded: no second copy of the weights in another format.
@@ -50,7 +49,6 @@ _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 _HUB_ID_LENGTH = 96
 _DATA_SUFFIXES = {".csv", ".tsv", ".jsonl", ".json", ".parquet", ".txt"}
 _HUB_TIMEOUT_S = 10.0
-_CARD_DEPTH = 50
 T = TypeVar("T")
 Kind = Literal["model", "dataset"]
 
@@ -148,52 +146,6 @@ def local_model(source: Source, *, allow_pickle: bool) -> Path:
     check_model_files(source.name, _names(path), allow_pickle=allow_pickle)
     refuse_unsafe_config(source.name, path)
     return path
-
-
-def read_card_metadata(path: Path | None) -> dict[str, object]:
-    """The YAML front matter of `path`/README.md; empty when there is none. SourceError when it is no valid YAML.
-
-    A GGUF file without a card beside it carries the licence and the languages in its own metadata.
-    """
-    if path is None:
-        return {}
-    card = (path if path.is_dir() else path.parent) / "README.md"
-    if not card.is_file():
-        return _gguf_card(path) if is_gguf(path) else {}
-    match = re.match(r"\A\ufeff?---\s*\n(.*?)\n---\s*(\n|\Z)", card.read_text("utf-8", errors="replace"), re.DOTALL)
-    if not match:
-        return {}
-    import yaml
-
-    # Model cards with benchmark results are long; the parser in C is tens of times faster.
-    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-    try:
-        depth = 0
-        for event in yaml.parse(match.group(1), Loader=loader):
-            depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
-            # Aliases of aliases expand to gigabytes when printed; deep nesting overflows the loader's stack.
-            if isinstance(event, yaml.AliasEvent) or depth > _CARD_DEPTH:
-                raise SourceError(
-                    f"{card}: its metadata block has aliases or is nested too deep; write plain values or remove it"
-                )
-        data = yaml.load(match.group(1), Loader=loader)  # a safe loader
-    except (yaml.YAMLError, ValueError) as error:  # ValueError: a date such as 2024-13-01
-        raise SourceError(
-            f"{card}: its metadata block is not valid YAML ({first_line(error)}); mend or remove it"
-        ) from error
-    return {str(k): v for k, v in data.items()} if isinstance(data, dict) else {}
-
-
-def _gguf_card(path: Path) -> dict[str, object]:
-    """What a GGUF file's metadata say in the words of a card's front matter."""
-    metadata = read_gguf(path, lists=("general.languages",)).metadata
-    keys = {
-        "license": "license",
-        "license.name": "license_name",
-        "license.link": "license_link",
-        "languages": "language",
-    }
-    return {key: metadata[f"general.{name}"] for name, key in keys.items() if f"general.{name}" in metadata}
 
 
 def hub_card_metadata(source: Source, kind: Kind) -> dict[str, object]:

@@ -52,6 +52,7 @@ def test_every_kind_of_value(tmp_path: Path) -> None:
     file.write_bytes(header(entries, ("one.weight", "two.weight")) + bytes(64))
     found = read_gguf(file, lists=("a.words",))
     assert found.tensors == ("one.weight", "two.weight")
+    assert found.parameters == 2 * 4 * 8
     assert found.metadata["a.words"] == ["é", ""]
     assert found.metadata["a.more"] == 1  # only counted
     assert found.metadata["a.numbers"] == [3, -4]
