@@ -19,7 +19,7 @@ from finetune.preflight import Checked, preflight
 from finetune.recipe import Recipe, recipe_hash, training_hash
 from finetune.result import Report
 from finetune.train.checkpoint import CheckpointFolder
-from finetune.train.device import deterministic, make_accelerator
+from finetune.train.device import deterministic, make_accelerator, wait_for_everyone, waiting_group
 from finetune.train.events import Callback, EpochEnded, Event, Notice, TrainingResumed
 from finetune.train.job import Job, Result
 from finetune.train.loop import fit
@@ -53,6 +53,7 @@ def run(
     with watch.stage("checks", "sources, licences, columns, space"):
         checked = preflight(recipe, overwrite=overwrite)
     accelerator = make_accelerator(precision=recipe.train.precision, device=recipe.train.device)
+    others = waiting_group()
     with deterministic(recipe.seed), _main_process_locks(accelerator, checked):
         with watch.stage("data", checked.data.name) as say:
             data = prepare_data(checked.task, recipe.data, checked.data, checked.named, recipe.seed)
@@ -84,7 +85,8 @@ def run(
                 overwrite=overwrite,
             )
             CheckpointFolder(checked.workspace.checkpoints, {}).clear()
-    accelerator.wait_for_everyone()
+        checked.workspace.forget_converted(accelerator.process_index)
+    wait_for_everyone(others)
     return report if accelerator.is_main_process else Report.open(checked.workspace.bundle)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,7 +17,8 @@ EXPORTS = Path("exports")
 
 @dataclass(frozen=True)
 class Workspace:
-    """`bundle` is where the result goes; `state` holds checkpoints, history.jsonl and TensorBoard events."""
+    """`bundle` is where the result goes; `state` holds checkpoints, history.jsonl, TensorBoard events and
+    converted backbones."""
 
     bundle: Path
     state: Path
@@ -38,6 +40,14 @@ class Workspace:
     @property
     def events(self) -> Path:
         return self.state / "events"
+
+    def converted(self, rank: int) -> Path:
+        """Where a process puts a backbone that had to be made into a model folder; each its own, since they load side by side."""
+        return self.state / f"backbone.{rank}"
+
+    def forget_converted(self, rank: int) -> None:
+        """Remove what a process converted, if it did."""
+        shutil.rmtree(self.converted(rank), ignore_errors=True)
 
     def require_writable(self) -> None:
         """BundleError unless files can be written where the bundle and its state will be."""

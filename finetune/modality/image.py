@@ -67,7 +67,7 @@ def set_up(recipe: Recipe, checked: Checked, data: LabelledData, scale: Scale, a
 
 def _folder(recipe: Recipe, checked: Checked, rank: int) -> Path:
     """The backbone as a folder with config.json and safetensors, made of what the recipe names if it is something else."""
-    own = checked.workspace.state / f"backbone.{rank}"
+    own = checked.workspace.converted(rank)
     settings, source = recipe.backbone, checked.backbone
     folder = local_model(source, allow_pickle=settings.allow_pickle)
     if settings.architecture is not None:

@@ -33,6 +33,7 @@ from finetune.recipe import Recipe
 from finetune.serve.generator import Generator
 from finetune.sources import local_model
 from finetune.train.blocks import BlockExamples
+from finetune.train.device import least_of_all
 from finetune.train.job import Rows
 from finetune.train.memory import available_memory, estimate_run, require_memory
 from finetune.transfer.plan import build_plan
@@ -77,7 +78,7 @@ def set_up(recipe: Recipe, checked: Checked, data: LabelledData, scale: Scale, a
 
 def _folder(recipe: Recipe, checked: Checked, rank: int) -> Path:
     """The backbone as a folder with config.json and safetensors, made of what the recipe names if it is something else."""
-    own = checked.workspace.state / f"backbone.{rank}"
+    own = checked.workspace.converted(rank)
     folder = local_model(checked.backbone, allow_pickle=recipe.backbone.allow_pickle)
     if is_gguf(folder):
         return checkpoint_from_gguf(folder, own)
@@ -111,7 +112,8 @@ def _memory(
     )  # fmt: skip
     if needed is None:
         return None, []
-    free = available_memory(accelerator.device, processes=accelerator.num_processes, loaded=model.module)
+    own = available_memory(accelerator.device, processes=accelerator.num_processes, loaded=model.module)
+    free = least_of_all(own, accelerator)
     warning = require_memory(needed, free, recipe.train.memory)
     sentence = needed.sentence(free)
     return {**needed.to_json(), "available": free, "sentence": sentence}, [warning or sentence]

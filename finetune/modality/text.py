@@ -34,7 +34,7 @@ def set_up(recipe: Recipe, checked: Checked, data: LabelledData, scale: Scale, a
     task = checked.task
     folder = local_model(checked.backbone, allow_pickle=recipe.backbone.allow_pickle)
     if not has_safetensors(path.name for path in folder.iterdir()):
-        folder = convert_pickle(folder, checked.workspace.state / f"backbone.{accelerator.process_index}")
+        folder = convert_pickle(folder, checked.workspace.converted(accelerator.process_index))
     tokenizer = load_tokenizer(folder)
     model = load_backbone(
         folder, data.labels, auto_class=task.auto_class, problem_type=task.target.problem_type,
