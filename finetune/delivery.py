@@ -28,7 +28,7 @@ from finetune.recipe import Recipe
 from finetune.release.shown_data import passages_shown, with_samples
 from finetune.result import Report
 from finetune.tasks import TASKS, TaskSpec
-from finetune.train.events import Callback, Notice
+from finetune.train.events import Callback
 from finetune.train.job import Result, Rows
 from finetune.train.predict import in_order, predict_answers
 from finetune.watch import Watch
@@ -97,7 +97,7 @@ def deliver(
         assembly.write_preprocessing(partial, recipe, encoder, calibration)
         finished = Finished(
             recipe, data, setup, module, partial, test_rows, test, scales.metrics, scales.measure, calibration, str(device),
-            tell=lambda text: watch.tell(Notice(text)),
+            tell=watch.step,
         )  # fmt: skip
         report: dict[str, Any] = {
             "format": 1,
@@ -188,7 +188,7 @@ def _export(
     judge = judge_by(scales.task.target.name, metric, rows.labels)
     given = Exporting(
         module, partial, rows, encoder, plan, judge, validation, calibration,
-        progress=lambda text: watch.tell(Notice(text)),
+        progress=watch.step,
     )  # fmt: skip
     return scales.modality.export(given)
 

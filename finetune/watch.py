@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from finetune.errors import Interrupted
-from finetune.train.events import Callback, Event, StageEnded, StageStarted
+from finetune.train.events import Callback, Event, Notice, StageEnded, StageStarted
 
 logger = logging.getLogger(__name__)
 
@@ -27,8 +27,15 @@ class Watch:
         for callback in self.callbacks:
             callback(event)
 
+    def step(self, text: str) -> None:
+        """Tell of the next step of a stage; Interrupted if the wish to stop came before it."""
+        if self.stop():
+            raise Interrupted(f"stopped before: {text}")
+        self.tell(Notice(text))
+
     @contextmanager
     def stage(self, name: str, detail: str = "") -> Iterator[Callable[[str], None]]:
+        """Keep the time of a stage; Interrupted if the wish to stop came before it."""
         if self.stop():
             raise Interrupted(f"stopped before {name}")
         self.tell(StageStarted(name, detail))

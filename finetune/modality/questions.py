@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from finetune.bundle import MODEL_FOLDER
-from finetune.bundle.unchanged import carry_unchanged
+from finetune.bundle.unchanged import unchanged_files
 from finetune.data import LabelledData, Split
 from finetune.data.blocks import Blocks, blocks_of
 from finetune.data.general import read_texts
@@ -147,13 +147,11 @@ def report(given: Finished) -> dict[str, Any]:
     recipe, setup, questions = given.recipe, given.setup, given.setup.facts["questions"]
     encoder: Any = setup.encoder
     own = given.module.to("cpu")
-    given.tell("measuring the base model as well")
     base = load_causal_lm(setup.folder, seed=recipe.seed).module.to(given.device).eval()
-    before = _asked(given, questions, encoder, base, None)
+    before = _asked(given, "base model", base, None)
     base.to("cpu")
     del base
-    given.tell("asking the trained model the same")
-    after = _asked(given, questions, encoder, own.to(given.device).eval(), given.answers)
+    after = _asked(given, "trained model", own.to(given.device).eval(), given.answers)
     own.to("cpu")
     check: MemorisationCheck | None = questions.check
     return {
@@ -165,29 +163,32 @@ def report(given: Finished) -> dict[str, Any]:
             "generations": side_by_side(questions.prompts, before.continuations, after.continuations),
             "memorisation": None if check is None else check.report(before.recited, after.recited, encoder.decode),
             "memory": setup.facts["memory"],
-            "unchanged": carry_unchanged(setup.folder, given.folder / MODEL_FOLDER),
+            "unchanged": unchanged_files(setup.folder, given.folder / MODEL_FOLDER),
         },
     }
 
 
-def _asked(
-    given: Finished, questions: Questions, encoder: LanguageEncoder, network: nn.Module, known: np.ndarray | None
-) -> _Answers:
-    """known: the answers to the test rows, if they were found already."""
+def _asked(given: Finished, name: str, network: nn.Module, known: np.ndarray | None) -> _Answers:
+    """name: of the network, for the console; known: its answers to the test rows, if they were found already."""
+    questions: Questions = given.setup.facts["questions"]
+    encoder: Any = given.setup.encoder
+    given.tell(f"{name}: perplexity")
     test = _tallies(given, network, given.test) if known is None else known
     general = questions.general
-    return _Answers(
-        measured={
-            "test": given.measure(test, given.test),
-            "general": None if general is None else given.measure(_tallies(given, network, general), general),
-        },
-        continuations=continue_prompts(
-            network, questions.prompts, questions.ids.__getitem__, encoder.decode,
-            max_new_tokens=given.recipe.evaluation.generation.max_new_tokens,
-            eos_token_ids=encoder.settings.eos_token_ids,
-        ),
-        recited=[] if questions.check is None else questions.check.continuations(network),
+    measured = {
+        "test": given.measure(test, given.test),
+        "general": None if general is None else given.measure(_tallies(given, network, general), general),
+    }
+    given.tell(f"{name}: continuing {len(questions.prompts)} prompts")
+    continuations = continue_prompts(
+        network, questions.prompts, questions.ids.__getitem__, encoder.decode,
+        max_new_tokens=given.recipe.evaluation.generation.max_new_tokens,
+        eos_token_ids=encoder.settings.eos_token_ids,
     )  # fmt: skip
+    if questions.check is None:
+        return _Answers(measured, continuations, [])
+    given.tell(f"{name}: continuing {len(questions.check.beginnings)} beginnings of training texts")
+    return _Answers(measured, continuations, questions.check.continuations(network))
 
 
 def _tallies(given: Finished, network: nn.Module, rows: Rows) -> np.ndarray:
