@@ -100,6 +100,7 @@ class Recipe(Settings):
             raise ValueError(
                 "train.weight_decay: L2-SP takes the place of weight decay; remove it or set transfer.l2sp.coupling to off"
             )
+        _check_adapter(self)
         rates = [self.transfer.learning_rate, self.transfer.head_learning_rate or 0.0]
         rates += [phase.learning_rate or 0.0 for phase in self.transfer.phases or ()]
         strength = max(self.transfer.l2sp.alpha, self.transfer.l2sp.beta)
@@ -108,3 +109,17 @@ class Recipe(Settings):
                 "transfer.l2sp: learning rate · alpha (or beta) must stay below 1, or each step would jump past the pretrained weights"
             )
         return self
+
+
+def _check_adapter(recipe: Recipe) -> None:
+    """ValueError for what means nothing beside an adapter, or cannot be had where the recipe wants to train."""
+    adapter, l2sp = recipe.transfer.adapter, recipe.transfer.l2sp
+    if adapter.kind != "none" and l2sp.coupling != "off" and "alpha" in l2sp.model_fields_set and l2sp.alpha:
+        raise ValueError(
+            "transfer.l2sp.alpha: an adapter leaves the pretrained weights where they are, so nothing is pulled back to them; "
+            "remove it (beta pulls the adapter to zero)"
+        )
+    if adapter.base != "fp32" and recipe.train.device == "cpu":
+        raise ValueError(
+            f"transfer.adapter.base: {adapter.base} weights need a GPU, and train.device is cpu; set it to fp32, or let train.device choose"
+        )

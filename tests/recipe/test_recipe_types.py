@@ -85,6 +85,16 @@ def test_every_task_has_metrics_of_its_own_by_default(task: str) -> None:
         ("causal_lm", {"head": {"dropout": 0.1}}, "head.dropout: it is for text and image tasks"),
         ("causal_lm", {"train": {"label_smoothing": 0.1}}, "train.label_smoothing: it is for single-label or multi"),
         ("causal_lm", {"transfer": {"adapter": {"base": "nf4"}}}, "base means nothing without an adapter; set kind"),
+        (
+            "causal_lm",
+            {"transfer": {"adapter": {"kind": "lora", "base": "nf4"}}, "train": {"device": "cpu"}},
+            "transfer.adapter.base: nf4 weights need a GPU, and train.device is cpu",
+        ),
+        (
+            "causal_lm",
+            {"transfer": {"adapter": {"kind": "lora"}, "l2sp": {"coupling": "loss", "alpha": 0.1}}},
+            "transfer.l2sp.alpha: an adapter leaves the pretrained weights where they are",
+        ),
         ("causal_lm", {"evaluation": {"memorisation": {"ngram": 60}}}, "hold no run of ngram; raise max_new_tokens"),
         ("text_classification", {"data": {"source": "d", "image_size": 64}}, "data.image_size: it is for image tasks"),
         ("text_regression", {"train": {"augment": {"mixup": 0.2}}}, "train.augment: it is for image tasks"),
@@ -102,6 +112,11 @@ def test_a_key_of_another_kind_of_task_is_refused(task: str, section: dict[str, 
     written = {**RECIPE, "task": task, **section}
     with pytest.raises(ValidationError, match=re.escape(sentence)):
         Recipe.model_validate_json(json.dumps(written))
+
+
+def test_an_adapter_may_be_pulled_to_zero() -> None:
+    transfer = {"adapter": {"kind": "lora"}, "l2sp": {"coupling": "decoupled", "beta": 0.1}}
+    assert Recipe(**{**RECIPE, "task": "causal_lm", "transfer": transfer}).transfer.l2sp.beta == 0.1
 
 
 def test_a_key_of_another_kind_of_task_may_hold_its_default() -> None:
