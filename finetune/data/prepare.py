@@ -44,6 +44,7 @@ def prepare_data(
     labels = labelling.array(pile.labels, (names, index))
     duplicates = find_duplicates(pile.identities, lambda distinct: modality.near(distinct, examined, settings))
     splits = _splits(pile, labels, labelling, duplicates, tables, settings)
+    _refuse_empty(splits, duplicates, cleaned.facts["dropped_duplicates"])
     _refuse_untrained(pile, labelling, splits, strict=tables.named)
 
     described = _describe(labelling, labels, names, splits)
@@ -131,11 +132,22 @@ def _describe(
     return described
 
 
-def _refuse_untrained(pile: Pile, labelling: Labelling, splits: Sequence[str], *, strict: bool) -> None:
-    """Every split needs rows; with named splits, a label that only later splits have is a mistake in them."""
+def _refuse_empty(splits: Sequence[str], duplicates: Duplicates, dropped: int) -> None:
+    """Every split needs rows. Where they are missing because rows repeat one another, adding such rows would not help."""
+    groups = len(set(duplicates.groups))
     for split in SPLITS:
-        if split not in splits:
-            raise DataError(f"the {split} split has no rows; add rows or change data.splits")
+        if split in splits:
+            continue
+        if groups < len(SPLITS) <= len(splits) + dropped:
+            raise DataError(
+                f"the {split} split has no rows, because of {len(splits) + dropped} rows only {groups} differ enough to be told apart, and "
+                "duplicates are dropped or stay in one split; add rows that differ"
+            )
+        raise DataError(f"the {split} split has no rows; add rows or change data.splits")
+
+
+def _refuse_untrained(pile: Pile, labelling: Labelling, splits: Sequence[str], *, strict: bool) -> None:
+    """With named splits, a label that only later splits have is a mistake in them."""
     trained = {label for label, split in zip(pile.labels, splits, strict=True) if split == "train"}
     known = {name for label in trained for name in labelling.members(label)}
     for label, split, place in zip(pile.labels, splits, pile.places, strict=True):

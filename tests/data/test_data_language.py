@@ -193,6 +193,14 @@ def test_leaks_between_named_splits_are_refused(write_documents: Callable[..., P
         prepare(folder, {"test": folder / "held"}, splits=splits)
 
 
+def test_documents_that_repeat_one_another_cannot_fill_every_split(write_documents: Callable[..., Path]) -> None:
+    same = write_documents({f"{number}.txt": sentence(1) for number in range(10)})
+    told = r"^the \w+ split has no rows, because of 10 rows only 1 differ enough .*; add rows that differ$"
+    for policy in ("keep", "drop"):
+        with pytest.raises(DataError, match=told):
+            prepare(same, audit={"exact_duplicates": policy})
+
+
 def test_few_documents_still_fill_every_split_or_are_refused(write_documents: Callable[..., Path]) -> None:
     with pytest.raises(DataError, match="split has no rows"):
         prepare(write_documents({f"{number}.txt": sentence(number) for number in range(3)}))
