@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from finetune.bundle.unchanged import CHAT_TEMPLATE, GENERATION, SPECIAL_TOKENS, carry_unchanged, unchanged_files
+from finetune.bundle.unchanged import CHAT_TEMPLATE, GENERATION, SPECIAL_TOKENS, unchanged_files
 from finetune.disk import sha256
 from finetune.errors import BundleError
 
@@ -81,11 +81,12 @@ def test_several_templates_are_compared_by_name(tmp_path):
     assert CHAT_TEMPLATE in unchanged_files(base, model)
 
 
-def test_carrying_mends_what_saving_with_transformers_rewrites(tmp_path):
+def test_a_language_model_is_saved_so_that_nothing_of_this_changes(tmp_path):
     import transformers
     from tiny_language import write_language_backbone
 
     from finetune.model.quiet import quiet_transformers
+    from finetune.model.tokenizer import save_language_files
 
     base = write_language_backbone(tmp_path / "base")
     said = json.loads((base / "generation_config.json").read_text()) | {"transformers_version": "4.0.0"}
@@ -98,7 +99,7 @@ def test_carrying_mends_what_saving_with_transformers_rewrites(tmp_path):
     tokenizer.save_pretrained(tmp_path / "model")
     with pytest.raises(BundleError, match=r"generation_config\.json differs"):
         unchanged_files(base, tmp_path / "model")
-    carried = carry_unchanged(base, tmp_path / "model")
-    assert carried == unchanged_files(base, tmp_path / "model") == unchanged_files(base, base)
+    save_language_files(tokenizer, base, tmp_path / "model")
+    assert unchanged_files(base, tmp_path / "model") == unchanged_files(base, base)
     again = transformers.AutoTokenizer.from_pretrained(tmp_path / "model", local_files_only=True)
     assert (again.pad_token, again.chat_template) == ("<|endoftext|>", tokenizer.chat_template)

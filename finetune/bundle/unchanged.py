@@ -4,29 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
-from finetune.disk import read_json, reading, sha256, writing
+from finetune.disk import read_json, reading, sha256
 from finetune.errors import BundleError
 
 GENERATION, CHAT_TEMPLATE, SPECIAL_TOKENS = "generation_config.json", "chat_template", "special_tokens_map"
 _TOKENIZER_CONFIG, _TEMPLATE_FILE = "tokenizer_config.json", "chat_template.jinja"
 _TEMPLATE_FOLDER = "additional_chat_templates"
-_CARRIED = (GENERATION, _TOKENIZER_CONFIG, "special_tokens_map.json", _TEMPLATE_FILE)
-
-
-def carry_unchanged(backbone: Path, model: Path) -> dict[str, str]:
-    """Copy the backbone's own files over those that saving the model wrote anew, then compare: see `unchanged_files`.
-
-    Saving states another version of transformers in the generation config, and a padding token that training chose.
-    """
-    with writing(model):
-        for name in _CARRIED:
-            if (backbone / name).is_file():
-                shutil.copyfile(backbone / name, model / name)
-    return unchanged_files(backbone, model)
 
 
 def unchanged_files(backbone: Path, model: Path) -> dict[str, str]:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +15,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
+
+from finetune.explain.modes import evaluating
 
 _MOST_PREFIX_TOKENS = 5
 """Class, distillation and register tokens that stand before the patches: one class and four registers at most."""
@@ -43,7 +44,7 @@ def gradcam(module: nn.Module, pixel_values: npt.NDArray[np.float32] | Tensor, o
     pixels = torch.as_tensor(pixel_values, dtype=torch.float32)
     height, width = int(pixels.shape[-2]), int(pixels.shape[-1])
     device = next((parameter.device for parameter in module.parameters()), pixels.device)
-    with _evaluating(module), torch.inference_mode(False), torch.enable_grad():
+    with evaluating(module), torch.inference_mode(False), torch.enable_grad():
         # The picture itself asks for gradients, so that a network whose every layer is frozen has a graph too.
         # It is handed over as a copy because nothing may change a leaf in place.
         leaf = pixels.detach().clone().to(device).requires_grad_()
@@ -150,15 +151,3 @@ def _tensors(given: Any) -> Iterator[Tensor]:
         yield from (value for value in given.values() if isinstance(value, Tensor))
     elif isinstance(given, tuple | list):
         yield from (value for value in given if isinstance(value, Tensor))
-
-
-@contextmanager
-def _evaluating(module: nn.Module) -> Iterator[None]:
-    """Evaluation mode, and afterwards the mode that each layer had: a frozen part may differ from the rest."""
-    modes = [(child, child.training) for child in module.modules()]
-    module.eval()
-    try:
-        yield
-    finally:
-        for child, mode in modes:
-            child.training = mode

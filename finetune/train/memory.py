@@ -4,7 +4,7 @@ Counted are the weights, the copies of them that training keeps (the best so far
 from), gradients, the optimizer's state, and for the largest part of a step the activations that the backward pass waits for
 and the logits. A transformer block keeps about `VALUES` numbers per token and unit of its width: 16 to 18 by the count of
 Korthikanti et al. 2022 (arXiv:2205.05198, §4.1), to which come activation functions and normalisations that torch computes in
-several operations, each keeping its own input. Measured in fp32: 22 (Llama) to 32 (GPT-2). The estimate is meant to be
+several operations, each keeping its own input. The estimate is meant to be
 right within a factor of two; tests/train/test_memory.py compares it with what torch allocates.
 """
 
@@ -16,7 +16,8 @@ from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, Literal
 
 from finetune import hardware
-from finetune.errors import TrainingError
+from finetune.errors import SourceError, TrainingError
+from finetune.model.limits import layer_shape
 
 if TYPE_CHECKING:
     import torch
@@ -81,18 +82,10 @@ class NetworkShape:
 def shape_of(config: Mapping[str, Any], *, on_cpu: bool = True) -> NetworkShape | None:
     """The sizes that a model's config.json tells, under whichever names its family has for them; None when it does not."""
     config = config.get("text_config") or config
-    found = [
-        next((config[key] for key in keys if isinstance(config.get(key), int)), None)
-        for keys in (
-            ("num_hidden_layers", "n_layer", "n_layers"),
-            ("hidden_size", "n_embd", "d_model", "dim"),
-            ("num_attention_heads", "n_head", "n_heads"),
-            ("vocab_size",),
-        )
-    ]
-    if None in found:
+    try:
+        layers, hidden, heads, vocabulary = layer_shape(config)
+    except SourceError:
         return None
-    layers, hidden, heads, vocabulary = (int(value or 0) for value in found)
     dropout = any(config.get(key) for key in ("attn_pdrop", "attention_dropout", "attention_probs_dropout_prob"))
     eager = config.get("_attn_implementation") == "eager"
     return NetworkShape(layers, hidden, heads, vocabulary, eager or (on_cpu and dropout))

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from finetune.data.batches import evaluation_batches
-from finetune.tasks.spec import Answers, the_logits
+from finetune.tasks.spec import Answers
 from finetune.train.economy import without_cache
 from finetune.train.job import Collate, EncodedExamples, Moment
 from finetune.train.loader import batches_ahead
@@ -48,17 +48,6 @@ def predict_answers(
             kept = answers(logits, torch.from_numpy(targets).to(device)).cpu().numpy()
             found.update(zip(batch, kept, strict=True))
     return found
-
-
-def predict_logits(
-    module: nn.Module, rows: Sequence[Any], lengths: Sequence[int], collate: Collate, *,
-    batch_size: int, device: torch.device, rank: int = 0, world: int = 1, workers: int = 0,
-) -> dict[int, np.ndarray]:  # fmt: skip
-    """Row index -> logits (C,) float32, as `predict_answers` of rows whose labels play no part."""
-    return predict_answers(
-        module, rows, lengths, np.zeros(len(rows)), collate,
-        answers=the_logits, batch_size=batch_size, device=device, rank=rank, world=world, workers=workers,
-    )  # fmt: skip
 
 
 def in_order(found: Mapping[int, np.ndarray]) -> np.ndarray:

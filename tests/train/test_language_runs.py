@@ -19,12 +19,11 @@ from finetune.model.adapters import merge
 from finetune.preprocess import IGNORED
 from finetune.preprocess.language import Sequence as Tokens
 from finetune.recipe import L2SPSettings
-from finetune.tasks.spec import the_logits
 from finetune.train.blocks import BlockExamples
 from finetune.train.events import Event, PhaseStarted, StepEnded
 from finetune.train.job import Job, Moment
 from finetune.train.phase import fingerprint
-from finetune.train.predict import in_order, predict_answers, predict_logits
+from finetune.train.predict import in_order, predict_answers
 from finetune.transfer.surgical import relative_gradient_norms
 
 # Without dropout, and without Adam's division by tiny gradients, results differ by rounding alone.
@@ -122,14 +121,6 @@ def test_processes_that_share_the_rows_find_what_one_finds() -> None:
     shares = [answers_of(module, rows, rank=rank, world=2) for rank in (0, 1)]
     assert not set(shares[0]) & set(shares[1])
     assert np.array_equal(in_order(shares[0] | shares[1]), in_order(answers_of(module, rows)))
-
-
-def test_logits_can_still_be_had_as_they_are() -> None:
-    module, rows = language_model().module, [row for row in documents(30) if len(row.ids) == 7]
-    found = predict_logits(module, rows, [7] * len(rows), encoder().collate, batch_size=4, device=CPU)
-    same = answers_of(module, rows, answers=the_logits)
-    assert in_order(found).shape == (len(rows), 7, 40)
-    assert np.array_equal(in_order(found), in_order(same))
 
 
 def test_no_keys_and_values_are_kept_and_the_configuration_is_put_back(tmp_path: Path) -> None:
