@@ -69,8 +69,9 @@ class Console:
             case TrainingResumed(step):
                 self._console.print(f"  resumes after step {step}", markup=False)
             case PhaseStarted():
+                size = f", with images of {event.image_size}×{event.image_size}" if event.image_size else ""
                 self._console.print(
-                    f"  phase {event.phase + 1} of {event.phases}, {event.name}: trains {_listed(event.trainable)}",
+                    f"  phase {event.phase + 1} of {event.phases}, {event.name}: trains {_listed(event.trainable)}{size}",
                     markup=False,
                 )
             case StepEnded():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -10,15 +11,16 @@ from typing import Any
 
 import numpy as np
 import pytest
+import yaml
 from PIL import Image
 from tiny_images import SIZE, write_class_folders, write_convnet, write_image_recipe, write_picture_table
 
 from finetune import Predictor, Report, load_recipe, run
 from finetune.bundle import Bundle
 from finetune.cli import main
-from finetune.errors import DataError, Interrupted
+from finetune.errors import DataError, Interrupted, RecipeError
 from finetune.release.card import validate_card
-from finetune.train.events import Event, StepEnded
+from finetune.train.events import Event, PhaseStarted, StepEnded
 
 
 @pytest.fixture(scope="module")
@@ -118,6 +120,35 @@ def test_an_efficientnet_unfreezes_by_relative_gradients_and_recalibrates(tmp_pa
     ]
     assert report["transfer"]["batchnorm"] == "recalibrate"
     assert report["transfer"]["recalibration"]["rows"] > 0
+
+
+def test_small_pictures_come_first_if_a_phase_says_so(tmp_path: Path, pictures: Path) -> None:
+    file = write_image_recipe(tmp_path, write_convnet(tmp_path / "net"), pictures)
+    settings = yaml.safe_load(file.read_text("utf-8"))
+    settings["transfer"] = {"phases": [{"trainable": "all", "image_size": 32}, {"trainable": 2}]}
+    file.write_text(yaml.safe_dump(settings), "utf-8")
+    events: list[Event] = []
+    small = ["export.int8.mode=off", "evaluation.gradcam=0", "evaluation.baselines=false"]
+    recipe = load_recipe(file, [f"output={tmp_path / 'bundle'}", *small])
+    report = run(recipe, callbacks=[events.append]).data
+    assert [phase["image_size"] for phase in report["transfer"]["phases"]] == [32, None]
+    assert [event.image_size for event in events if isinstance(event, PhaseStarted)] == [32, None]
+    assert report["data"]["pixels"] == {"height": SIZE, "width": SIZE}
+
+
+def test_a_phase_whose_pictures_the_network_cannot_take_is_refused(tmp_path: Path, pictures: Path) -> None:
+    backbone = write_convnet(tmp_path / "net", "test_vit", 160)
+    config = json.loads((backbone / "config.json").read_text("utf-8"))
+    config["model_args"] = {"dynamic_img_size": False}
+    (backbone / "config.json").write_text(json.dumps(config), "utf-8")
+    file = write_image_recipe(tmp_path, backbone, pictures)
+    settings = yaml.safe_load(file.read_text("utf-8"))
+    settings["transfer"] = {"phases": [{"trainable": "all", "image_size": 48}]}
+    file.write_text(yaml.safe_dump(settings), "utf-8")
+    with pytest.raises(
+        RecipeError, match=r"^transfer\.phases\[0\]\.image_size: this backbone takes no pictures of 48×48"
+    ):
+        run(load_recipe(file, [f"output={tmp_path / 'bundle'}"]))
 
 
 def test_a_transformers_image_classifier_runs_from_a_local_folder(tmp_path: Path, pictures: Path) -> None:

@@ -53,8 +53,8 @@ def write_picture_table(folder: Path, count: int) -> Path:
     return folder / "rows.csv"
 
 
-def write_convnet(folder: Path, architecture: str = "test_resnet") -> Path:
-    """A hub-style folder with a small randomly initialised network of timm's, for pictures of SIZE × SIZE."""
+def write_convnet(folder: Path, architecture: str = "test_resnet", size: int = SIZE) -> Path:
+    """A hub-style folder with a small randomly initialised network of timm's, for pictures of size × size."""
     import timm
     import torch
     from timm.models import save_for_hf
@@ -62,7 +62,7 @@ def write_convnet(folder: Path, architecture: str = "test_resnet") -> Path:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model: Any = timm.create_model(architecture, pretrained=False, num_classes=10)
-    model.pretrained_cfg = {**model.pretrained_cfg, "input_size": (3, SIZE, SIZE), "crop_pct": 1.0}
+    model.pretrained_cfg = {**model.pretrained_cfg, "input_size": (3, size, size), "crop_pct": 1.0}
     save_for_hf(model, folder, safe_serialization=True)
     (folder / "README.md").write_text("---\nlicense: apache-2.0\n---\n# A tiny convnet\n", encoding="utf-8")
     return folder

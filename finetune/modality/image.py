@@ -13,16 +13,18 @@ from torch import nn
 
 from finetune.bundle import Bundle
 from finetune.data import LabelledData
+from finetune.errors import RecipeError
 from finetune.explain.gradcam import gradcam
+from finetune.explain.modes import evaluating
 from finetune.explain.samples import Heat, Picture
 from finetune.export import EXPORTS
 from finetune.hardware import cpu
 from finetune.modality import labelled
 from finetune.modality.spec import Modality, Setup
-from finetune.model.backbone import convert_pickle, load_backbone
+from finetune.model.backbone import blank_picture, convert_pickle, load_backbone
 from finetune.model.image_processor import image_preprocess, save_image_processor
 from finetune.model.rename import checkpoint_from_weights
-from finetune.model_files import has_safetensors
+from finetune.model_files import first_line, has_safetensors
 from finetune.preflight import Checked
 from finetune.preprocess import Encoder, ImageEncoder
 from finetune.recipe import Recipe
@@ -39,30 +41,46 @@ def set_up(recipe: Recipe, checked: Checked, data: LabelledData, scale: Scale, a
     """See `SetUp`; images stay encoded until a batch needs them."""
     task, target = checked.task, checked.task.target
     folder = _folder(recipe, checked, accelerator.process_index)
-    encoder = ImageEncoder(
-        image_preprocess(folder, recipe.data.image_size, recipe.data.max_pixels, recipe.data.image_crop)
-    )
-    height, width = encoder.settings.size
-
-    def picture(_: nn.Module) -> dict[str, torch.Tensor]:
-        return {"pixel_values": torch.zeros(1, 3, height, width)}
-
+    encoder = _encoder(recipe, folder, recipe.data.image_size)
     model = load_backbone(
         folder, data.labels, auto_class=task.auto_class, problem_type=target.problem_type, outputs=len(data.labels) or 1,
-        dropout=recipe.head.dropout, seed=recipe.seed, drop_path=recipe.backbone.drop_path, probe=picture,
+        dropout=recipe.head.dropout, seed=recipe.seed, drop_path=recipe.backbone.drop_path, probe=blank_picture(encoder.settings.size),
     )  # fmt: skip
+    of_phase = _encoders_of_phases(recipe, folder, model.module)
     pictures_of: tuple[Sequence[Any], Sequence[Any]] = (data.train.inputs, data.validation.inputs)
     images, validation = (encoder.encode(inputs) for inputs in pictures_of)
     labels = scale.down(data.train.labels)
     return Setup(
         folder, model, encoder,
-        train=AugmentedImages(images, labels, encoder, recipe.train.augment, len(data.labels)),
+        train=AugmentedImages(images, labels, encoder, recipe.train.augment, len(data.labels), of_phase),
         plain=EncodedExamples(images, [1] * len(images), labels, encoder.collate),
         validation=Rows(validation, [1] * len(validation), data.validation.labels),
         calibration=calibration_rows(recipe, data, encoder),
         workers=_workers(recipe, on_gpu=accelerator.device.type != "cpu"),
         save_processor=lambda into: save_image_processor(into, encoder.settings),
     )  # fmt: skip
+
+
+def _encoder(recipe: Recipe, folder: Path, image_size: int | None) -> ImageEncoder:
+    return ImageEncoder(image_preprocess(folder, image_size, recipe.data.max_pixels, recipe.data.image_crop))
+
+
+def _encoders_of_phases(recipe: Recipe, folder: Path, module: nn.Module) -> dict[int, ImageEncoder]:
+    """By the phase's number, for phases with an image size of their own; RecipeError for one that the network cannot take."""
+    encoders = {}
+    for number, phase in enumerate(recipe.transfer.phases or ()):
+        if phase.image_size is None:
+            continue
+        encoders[number] = encoder = _encoder(recipe, folder, phase.image_size)
+        try:
+            with evaluating(module), torch.no_grad():
+                module(**blank_picture(encoder.settings.size)(module))
+        except Exception as error:  # whatever an architecture raises for a picture that it was not built for
+            raise RecipeError(
+                f"transfer.phases[{number}].image_size: this backbone takes no pictures of {phase.image_size}×{phase.image_size} pixels "
+                f"({first_line(error)}); remove it"
+            ) from error
+    return encoders
 
 
 def _folder(recipe: Recipe, checked: Checked, rank: int) -> Path:

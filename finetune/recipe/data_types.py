@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from finetune.recipe.settings import Count, Settings, Share, WholeShare
+from finetune.recipe.settings import Count, ImageSize, Settings, Share, WholeShare
 
 
 class SplitSettings(Settings):
@@ -101,7 +101,7 @@ class DataSettings(Settings):
     max_length: Annotated[int, Field(ge=4, le=131072)] = 128
     """Text and language tasks: longest input in tokens, special tokens included. Longer texts are truncated, and the share is
     reported; of language tasks it is the length of a block."""
-    image_size: Annotated[int, Field(ge=16, le=4096)] | None = None
+    image_size: ImageSize | None = None
     """Image tasks: height and width in pixels that the network sees; the backbone's own when absent."""
     image_crop: WholeShare | None = None
     """Image tasks: share of each edge that the centre crop keeps, 1 for the whole picture; the backbone's own when absent, which

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from finetune.recipe.settings import Count, Fraction, Positive, Probability, Schedule, Settings, WholeShare
+from finetune.recipe.settings import Count, Fraction, ImageSize, Positive, Probability, Schedule, Settings, WholeShare
 
 
 class BackboneSettings(Settings):
@@ -66,6 +66,9 @@ class PhaseSettings(Settings):
     """Learning-rate schedule over the phase."""
     patience: Count | None = None
     """End the phase after this many epochs without improvement of `evaluation.metric`."""
+    image_size: ImageSize | None = None
+    """Image tasks: height and width of the phase's training images, `data.image_size` when absent. Small pictures first cost
+    little (progressive resizing); what is validated, tested and shipped sees the full size."""
 
 
 class AdapterSettings(Settings):

@@ -12,6 +12,7 @@ Fraction = Annotated[float, Field(ge=0, lt=1)]
 Share = Annotated[float, Field(gt=0, lt=1)]
 WholeShare = Annotated[float, Field(gt=0, le=1)]
 Count = Annotated[int, Field(ge=1)]
+ImageSize = Annotated[int, Field(ge=16, le=4096)]
 Schedule = Literal["slanted_triangular", "one_cycle", "cosine", "linear", "constant"]
 
 

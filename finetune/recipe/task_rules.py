@@ -38,6 +38,11 @@ def check_task(recipe: Recipe) -> None:
                 raise ValueError(
                     f"{key}: it is for {' and '.join(fitting)} tasks, and task is {recipe.task}; remove it"
                 )
+    for number, phase in enumerate(recipe.transfer.phases or ()):
+        if phase.image_size is not None and modality != "image":
+            raise ValueError(
+                f"transfer.phases[{number}].image_size: it is for image tasks, and task is {recipe.task}; remove it"
+            )
     for key, targets in TARGET_KEYS.items():
         if target not in targets and _differs(recipe, key):
             meant = " or ".join(name.replace("_", "-") for name in targets)

@@ -6,8 +6,10 @@ one of (seed, phase, epoch, step). So a resumed run sees the same pictures, in w
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -27,10 +29,25 @@ _QUARTER_TURNS = (None, Image.Transpose.ROTATE_90, Image.Transpose.ROTATE_180, I
 _NARROWEST, _WIDEST = 3 / 4, 4 / 3
 
 
+@dataclass(frozen=True)
+class _Frame:
+    """What is seen of a picture, and in which size: a random cut, or what evaluation sees."""
+
+    encoder: ImageEncoder
+    crop: v2.RandomResizedCrop | None
+
+    def cut(self, image: ImageInput) -> Image.Image:
+        if self.crop is None:
+            return Image.fromarray(self.encoder.pixels(image))
+        cut: Image.Image = self.crop(open_image(image, self.encoder.settings.max_pixels))
+        return cut
+
+
 class AugmentedImages:
     """Training images that look a little different each time; implements `Examples`.
 
-    labels: int64 (N,) label numbers, float32 (N, C) label vectors or float32 (N,) numbers; classes: C of label numbers.
+    labels: int64 (N,) label numbers, float32 (N, C) label vectors or float32 (N,) numbers; classes: C of label numbers;
+    of_phase: encoders of phases whose pictures have another size than `encoder` gives them.
     """
 
     def __init__(
@@ -40,11 +57,13 @@ class AugmentedImages:
         encoder: ImageEncoder,
         settings: AugmentSettings,
         classes: int,
+        of_phase: Mapping[int, ImageEncoder] = MappingProxyType({}),
     ) -> None:
         self.labels, self.lengths = labels, [1] * len(images)
-        self._images, self._encoder, self._settings = images, encoder, settings
+        self._images, self._settings = images, settings
+        self._frame = _Frame(encoder, _crop(settings, encoder))
+        self._frames = {phase: _Frame(other, _crop(settings, other)) for phase, other in of_phase.items()}
         self._classes, self._are_numbers = classes, labels.ndim == 1 and labels.dtype.kind == "f"
-        self._crop = _crop(settings, encoder)
         self._colours = v2.Compose(_changes(settings))
         self._erasing = v2.RandomErasing(settings.random_erasing)  # with 0, the mean colour of normalised pictures
         self._mixers = [
@@ -79,25 +98,15 @@ class AugmentedImages:
 
     def _view(self, row: int, moment: Moment) -> torch.Tensor:
         """One changed picture, normalised: float32 (3, H, W)."""
-        image = self._images[row]
+        image, frame = self._images[row], self._frames.get(moment.phase, self._frame)
         with _noise(_OF_ROW, moment.seed, moment.phase, moment.epoch, row):
             if self._settings.quarter_turns:  # of the whole picture, or one that is not square would change its shape
                 turn = _QUARTER_TURNS[int(torch.randint(len(_QUARTER_TURNS), ()))]
-                picture = open_image(image, self._encoder.settings.max_pixels)
+                picture = open_image(image, frame.encoder.settings.max_pixels)
                 image = picture if turn is None else picture.transpose(turn)
-            picture = self._evaluated(image) if self._crop is None else self._cut(image)
-            pixels = self._encoder.normalise(np.asarray(self._colours(picture)))
+            pixels = frame.encoder.normalise(np.asarray(self._colours(frame.cut(image))))
             changed: torch.Tensor = self._erasing(torch.from_numpy(pixels))
         return changed
-
-    def _evaluated(self, image: ImageInput) -> Image.Image:
-        """The picture as evaluation sees it."""
-        return Image.fromarray(self._encoder.pixels(image))
-
-    def _cut(self, image: ImageInput) -> Image.Image:
-        assert self._crop is not None
-        cut: Image.Image = self._crop(open_image(image, self._encoder.settings.max_pixels))
-        return cut
 
 
 def _crop(settings: AugmentSettings, encoder: ImageEncoder) -> v2.RandomResizedCrop | None:

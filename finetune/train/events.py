@@ -34,7 +34,7 @@ class TrainingResumed:
 
 @dataclass(frozen=True)
 class PhaseStarted:
-    """A phase of training begins."""
+    """A phase of training begins; `image_size` is None where its images are of the run's own size."""
 
     phase: int
     phases: int
@@ -42,6 +42,7 @@ class PhaseStarted:
     trainable: tuple[str, ...]
     epochs: int
     steps_per_epoch: int
+    image_size: int | None = None
 
 
 @dataclass(frozen=True)

@@ -130,7 +130,11 @@ class _PhaseRun:
                 self.accelerator.scaler.load_state_dict(dict(saved.scaler))
         steps = math.ceil(len(job.train.labels) / job.settings.batch_size)
         trainable = tuple(group.name for group in self.groups if group.parameters)
-        self.emit(PhaseStarted(progress.phase, len(job.plan.phases), phase.name, trainable, phase.epochs, steps))
+        self.emit(
+            PhaseStarted(
+                progress.phase, len(job.plan.phases), phase.name, trainable, phase.epochs, steps, phase.image_size
+            )
+        )
         return progress
 
     def _choose(self, progress: Progress) -> Progress:

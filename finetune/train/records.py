@@ -59,6 +59,7 @@ def describe_phase(
         "choice": choice,
         "learning_rates": {name: rate for name, rate in rates if rate},
         "schedule": phase.schedule,
+        "image_size": phase.image_size,
         "best_epoch": int(best["epoch"]) if best.get("phase") == progress.phase else None,
         "best": best.get("metric"),
         "ended": ended,

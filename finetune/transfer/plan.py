@@ -18,7 +18,8 @@ class Phase:
     trainable: indices of the groups that train, ascending, 0 at the input side; learning_rates: peak rate of every group,
     input side first, 0 for frozen ones; patience: epochs without improvement that end the phase, None for never.
     choose: how many further groups the phase picks by measurement when it starts (transfer/surgical.py), until when
-    `learning_rates` has a rate for every group; `chosen` makes it a phase that knows.
+    `learning_rates` has a rate for every group; `chosen` makes it a phase that knows. image_size: height and width of its
+    training images, None for the run's own.
     """
 
     name: str
@@ -29,6 +30,7 @@ class Phase:
     warmup: float
     patience: int | None
     choose: int = 0
+    image_size: int | None = None
 
     @property
     def count(self) -> int:
@@ -122,6 +124,7 @@ def _phase(index: int, spec: PhaseSettings, transfer: TransferSettings, train: T
         schedule=spec.schedule or train.schedule,
         warmup=train.warmup,
         patience=spec.patience or transfer.patience,
+        image_size=spec.image_size,
     )
 
 

@@ -81,6 +81,11 @@ def test_every_task_has_metrics_of_its_own_by_default(task: str) -> None:
             {"data": {"source": "d", "max_length": 64}},
             "data.max_length: it is for text and language tasks",
         ),
+        (
+            "text_classification",
+            {"transfer": {"phases": [{"trainable": 1}, {"trainable": 2, "image_size": 64}]}},
+            "transfer.phases[1].image_size: it is for image tasks",
+        ),
         ("text_regression", {"transfer": {"adapter": {"kind": "lora"}}}, "transfer.adapter: it is for language tasks"),
         ("causal_lm", {"head": {"dropout": 0.1}}, "head.dropout: it is for text and image tasks"),
         ("causal_lm", {"train": {"label_smoothing": 0.1}}, "train.label_smoothing: it is for single-label or multi"),

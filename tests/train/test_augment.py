@@ -75,6 +75,16 @@ def test_a_picture_depends_on_seed_phase_epoch_and_row_alone() -> None:
         assert not np.array_equal(pixels(source, [2], when)[0], first)
 
 
+def test_a_phase_may_have_pictures_of_another_size() -> None:
+    small = ImageEncoder(ImagePreprocess(crop=(8, 8), resize=9, mean=(0.5, 0.4, 0.3), std=(0.2, 0.3, 0.4)))
+    for chosen in (ALL, NONE):
+        source = pickle.loads(pickle.dumps(AugmentedImages(pictures(), NUMBERS, ENCODER, chosen, CLASSES, {1: small})))
+        for phase, size, alone in ((0, 16, ENCODER), (1, 8, small), (2, 16, ENCODER)):
+            found = pixels(source, [4, 1], moment(phase=phase))
+            assert found.shape == (2, 3, size, size)
+            assert np.array_equal(found, pixels(examples(chosen, encoder=alone), [4, 1], moment(phase=phase)))
+
+
 def test_equal_pictures_in_different_rows_are_changed_differently() -> None:
     source = AugmentedImages([pictures()[0]] * 2, NUMBERS[:2], ENCODER, AugmentSettings(), CLASSES)
     one, two = pixels(source, [0, 1], moment())

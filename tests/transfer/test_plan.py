@@ -71,7 +71,7 @@ def test_what_a_phase_leaves_out_falls_back() -> None:
         PhaseSettings(
             trainable="all", epochs=4, name="thaw", learning_rate=3e-3, decay=0.5, schedule="constant", patience=2
         ),
-        PhaseSettings(trainable=2),
+        PhaseSettings(trainable=2, image_size=96),
     )
     shared = {"learning_rate": 1e-3, "head_learning_rate": 2e-3, "decay": 1.0, "patience": 7}
     head, thaw, two = plan(3, train, phases=phases, **shared).phases
@@ -80,6 +80,7 @@ def test_what_a_phase_leaves_out_falls_back() -> None:
     assert (thaw.name, thaw.epochs, thaw.schedule, thaw.patience) == ("thaw", 4, "constant", 2)
     assert thaw.learning_rates == pytest.approx((7.5e-4, 1.5e-3, 3e-3))
     assert (two.name, two.learning_rates) == ("top 2", (0.0, 1e-3, 1e-3))
+    assert (head.image_size, thaw.image_size, two.image_size) == (None, None, 96)
 
 
 def test_a_depth_that_the_backbone_does_not_have_is_refused() -> None:
