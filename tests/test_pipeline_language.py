@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny_language import make_documents, write_language_backbone
+from tiny_language import make_documents, news, write_language_backbone
 
 from finetune import Generator, Report, load_recipe, run
 from finetune.bundle import Bundle
@@ -26,7 +26,7 @@ backbone: {{name: {backbone}}}
 data:
   source: {data}
   max_length: 48
-transfer: {{unfreeze: full, epochs: 2, learning_rate: 2.0e-3, decay: 0.9}}
+transfer: {{unfreeze: full, epochs: 3, learning_rate: 3.0e-3, decay: 0.9}}
 train: {{batch_size: 8}}
 evaluation:
   generation: {{max_new_tokens: 8}}
@@ -47,13 +47,15 @@ def write_recipe(folder: Path, backbone: Path, data: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def backbone(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_language_backbone(tmp_path_factory.mktemp("gpt2"), "gpt2", train_steps=20)
+    """A small GPT-2 that was pretrained briefly on real texts."""
+    folder = tmp_path_factory.mktemp("gpt2")
+    return write_language_backbone(folder, "gpt2", train_steps=60, documents=news("business", 200))
 
 
 @pytest.fixture(scope="module")
 def documents(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("documents")
-    for number, text in enumerate(make_documents(120, seed=1)):
+    for number, text in enumerate(news("tech", 120)):
         (folder / f"{number:03d}.txt").write_text(text, encoding="utf-8")
     return folder
 
@@ -61,8 +63,8 @@ def documents(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def general(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("general")
-    for number, text in enumerate(make_documents(12, seed=9)):
-        (folder / f"{number}.txt").write_text(text[::-1], encoding="utf-8")
+    for number, text in enumerate(news("sports", 12)):
+        (folder / f"{number}.txt").write_text(text, encoding="utf-8")
     return folder
 
 

