@@ -7,7 +7,7 @@ use) in every bit; normalisation equals its ToTensor and Normalize. Imports neit
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -18,6 +18,7 @@ from PIL import Image
 
 from finetune.errors import BundleError, DataError
 from finetune.preprocess.image_file import MAX_PIXELS, ImageFile, ImageInput, as_file, open_image
+from finetune.preprocess.stored import stored_fields, tuples
 
 __all__ = ["ImageEncoder", "ImageFile", "ImageInput", "ImagePreprocess", "open_image"]
 
@@ -66,18 +67,7 @@ class ImagePreprocess:
     @classmethod
     def from_json(cls, fields: object) -> ImagePreprocess:
         """The settings that `to_json` wrote; BundleError names a field that is missing, unknown or of a wrong type."""
-        place = "the image section of preprocess.json"
-        if not isinstance(fields, Mapping):
-            raise BundleError(f"{place} is not an object; take a whole copy of the bundle")
-        if unknown := [str(key) for key in fields if key not in cls.__dataclass_fields__]:
-            raise BundleError(
-                f"{place} has an unknown field '{unknown[0]}'; open the bundle with a newer version of finetune"
-            )
-        for key in cls.__dataclass_fields__:  # written in full, so that a later default changes no old bundle
-            if key not in fields:
-                raise BundleError(f"{place} lacks '{key}'; take a whole copy of the bundle")
-        plain: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()}
-        return cls(**plain)
+        return cls(**tuples(stored_fields(cls, fields, "the image section of preprocess.json")))
 
 
 class ImageEncoder:

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from finetune.errors import BundleError, DataError
 from finetune.preprocess.conversation import ASSISTANT, Conversation, conversation_of
 from finetune.preprocess.sequence import IGNORED, Sequence, padding_mask, segment_mask
+from finetune.preprocess.stored import stored_fields, tuples
 from finetune.preprocess.text import open_tokenizer, refuse_what_is_no_text
 
 if TYPE_CHECKING:
@@ -69,18 +70,7 @@ class LanguagePreprocess:
     @classmethod
     def from_json(cls, fields: object) -> LanguagePreprocess:
         """The settings that `to_json` wrote; BundleError names a field that is missing, unknown or of a wrong type."""
-        place = "the language section of preprocess.json"
-        if not isinstance(fields, Mapping):
-            raise BundleError(f"{place} is not an object; take a whole copy of the bundle")
-        if unknown := [str(key) for key in fields if key not in cls.__dataclass_fields__]:
-            raise BundleError(
-                f"{place} has an unknown field '{unknown[0]}'; open the bundle with a newer version of finetune"
-            )
-        for key in cls.__dataclass_fields__:  # written in full, so that a later default changes no old bundle
-            if key not in fields:
-                raise BundleError(f"{place} lacks '{key}'; take a whole copy of the bundle")
-        plain: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()}
-        return cls(**plain)
+        return cls(**tuples(stored_fields(cls, fields, "the language section of preprocess.json")))
 
 
 class LanguageEncoder:

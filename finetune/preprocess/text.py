@@ -7,7 +7,7 @@ found inside it are replaced by ours. Needs tokenizers and numpy; imports neithe
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence, Sized
+from collections.abc import Sequence, Sized
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from finetune.errors import BundleError, DataError, RecipeError, SourceError, nearest
+from finetune.preprocess.stored import stored_fields
 
 Side = Literal["right", "left"]
 MODEL_INPUTS = ("input_ids", "attention_mask", "token_type_ids")
@@ -58,25 +59,18 @@ class TextPreprocess:
     def from_json(cls, fields: object) -> TextPreprocess:
         """The settings that `to_json` wrote; BundleError names a field that is missing, unknown or of a wrong type."""
         place = "the text section of preprocess.json"
-        if not isinstance(fields, Mapping):
-            raise BundleError(f"{place} is not an object; take a whole copy of the bundle")
-        if unknown := [str(key) for key in fields if key not in cls.__dataclass_fields__]:
-            raise BundleError(
-                f"{place} has an unknown field '{unknown[0]}'; open the bundle with a newer version of finetune"
-            )
-        for key in ("max_length", "inputs", "pad_token_id"):
-            if key not in fields:
-                raise BundleError(f"{place} lacks '{key}'; take a whole copy of the bundle")
-        inputs = fields["inputs"]
+        # Fields that have a default may be absent.
+        stored = stored_fields(cls, fields, place, required=("max_length", "inputs", "pad_token_id"))
+        inputs = stored["inputs"]
         if not isinstance(inputs, list) or not all(isinstance(name, str) for name in inputs):
             raise BundleError(f"{place}: 'inputs' must be a list of names")
         for key in ("max_length", "pad_token_id", "pad_type_id"):
-            if type(fields.get(key, 0)) is not int:
+            if type(stored.get(key, 0)) is not int:
                 raise BundleError(f"{place}: '{key}' must be a whole number")
         for key in ("padding_side", "truncation_side"):
-            if fields.get(key, "right") not in ("right", "left"):
+            if stored.get(key, "right") not in ("right", "left"):
                 raise BundleError(f"{place}: '{key}' must be 'right' or 'left'")
-        return cls(**{**fields, "inputs": tuple(inputs)})
+        return cls(**{**stored, "inputs": tuple(inputs)})
 
 
 @dataclass(frozen=True, slots=True)
