@@ -18,9 +18,9 @@ from finetune.data import LabelledData, prepare_data
 from finetune.environment import describe_environment
 from finetune.errors import BundleError
 from finetune.evaluation import EVALUATIONS, Evaluation
-from finetune.export import ExportPlan, ExportResult, judge_by
+from finetune.export import ExportPlan, ExportRequest, ExportResult, judge_by
 from finetune.modality import MODALITIES, Setup
-from finetune.modality.spec import Exporting, Finished, Modality
+from finetune.modality.spec import Finished, Modality
 from finetune.model.quiet import quiet_transformers
 from finetune.preflight import Checked, find_data
 from finetune.preprocess import Encoder
@@ -186,9 +186,9 @@ def _export(
         bitsandbytes=settings.bitsandbytes,
     )
     judge = judge_by(scales.task.target.name, metric, rows.labels)
-    given = Exporting(
-        module, partial, rows, encoder, plan, judge, validation, calibration,
-        progress=watch.step,
+    given = ExportRequest(
+        module, partial, rows.inputs, rows.labels, encoder, plan, judge,
+        answers=validation, calibration=calibration, progress=watch.step,
     )  # fmt: skip
     return scales.modality.export(given)
 

@@ -12,13 +12,15 @@ if TYPE_CHECKING:
     from finetune.export.causal import export_causal
     from finetune.export.judge import Judge, judge_by
     from finetune.export.kinds import EXPORTS, ExportKind
-    from finetune.export.stages import ExportPlan, ExportResult, export_all
+    from finetune.export.request import ExportPlan, ExportRequest, ExportResult
+    from finetune.export.stages import export_all
     from finetune.export.support import check_bitsandbytes
 
 __all__ = [
     "EXPORTS",
     "ExportKind",
     "ExportPlan",
+    "ExportRequest",
     "ExportResult",
     "Judge",
     "check_bitsandbytes",
@@ -30,8 +32,9 @@ __all__ = [
 _HOMES = {
     "EXPORTS": "finetune.export.kinds",
     "ExportKind": "finetune.export.kinds",
-    "ExportPlan": "finetune.export.stages",
-    "ExportResult": "finetune.export.stages",
+    "ExportPlan": "finetune.export.request",
+    "ExportRequest": "finetune.export.request",
+    "ExportResult": "finetune.export.request",
     "Judge": "finetune.export.judge",
     "check_bitsandbytes": "finetune.export.support",
     "export_all": "finetune.export.stages",

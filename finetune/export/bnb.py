@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import nn
 
 from finetune.errors import ExportError
 from finetune.export.causal_measure import Answers, TorchDecoder, answers_of, logit_gaps, same_choice
@@ -43,6 +44,12 @@ def load_bitsandbytes(folder: Path, *, skip: Sequence[str], device: str = "cpu")
         return logits
 
     return predict, int(model.get_memory_footprint())
+
+
+def head_modules(model: nn.Module) -> list[str]:
+    """Top-level modules that are not the encoder: pooler-free heads, classifiers."""
+    encoder = getattr(model, "base_model_prefix", "")
+    return [name for name, _ in model.named_children() if name != encoder]
 
 
 def _load(folder: Path, auto_class: str, skip: Sequence[str], device: str) -> Any:

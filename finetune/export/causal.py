@@ -8,19 +8,18 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
 from finetune.bundle import INT8 as INT8_PATH
-from finetune.bundle import MODEL_FOLDER
 from finetune.bundle import ONNX as ONNX_PATH
-from finetune.errors import ExportError, GateError
-from finetune.export.bnb import measure_causal
+from finetune.errors import ExportError
+from finetune.export.bnb import head_modules, measure_causal
 from finetune.export.causal_graph import export_cached
 from finetune.export.causal_measure import (
     Answers,
@@ -39,15 +38,22 @@ from finetune.export.causal_trials import (
     open_causal,
     require_finite,
 )
-from finetune.export.choose import Limits
 from finetune.export.generation_speed import measure_generation
 from finetune.export.greedy import Greedy, compare_greedy
-from finetune.export.judge import Judge
-from finetune.export.onnx import OPSET, evaluating
-from finetune.export.stages import ExportPlan, ExportResult, head_modules, keep_form, weight_bytes
+from finetune.export.onnx import evaluating
+from finetune.export.outcome import (
+    drop_gate,
+    export_section,
+    keep_best,
+    onnx_section,
+    parity_gate,
+    refuse,
+    torch_section,
+)
+from finetune.export.request import ExportRequest, ExportResult, native_target
 from finetune.export.support import check_bitsandbytes
-from finetune.export.verdict import Row, decide, gate
-from finetune.hardware import cpu, int8_target
+from finetune.export.verdict import Choice, Row, Speeds, gate
+from finetune.hardware import cpu
 from finetune.preprocess.language import Sequence as TokenSequence
 
 GREEDY_TOKENS = 200
@@ -55,97 +61,95 @@ SAMPLE_TOKENS = 512
 """Validation tokens on which logits are compared and 8-bit candidates are tried; the preferred one then runs on all."""
 
 
-def export_causal(
-    model: nn.Module,
-    folder: Path,
-    sequences: Sequence[TokenSequence],
-    encoder: Any,
-    *,
-    plan: ExportPlan,
-    judge: Judge,
-    prompts: Sequence[Sequence[int]],
-    torch_tallies: NDArray[np.float64],
-    model_folder: Path | None = None,
-    progress: Callable[[str], None],
-) -> ExportResult:
+@dataclass(frozen=True)
+class CausalFp32:
+    """fp32 ONNX beside torch: what both answer, parity figures, and the gates that they were held against."""
+
+    form: CausalForm
+    reference: Answers
+    """Torch's to the sample, with logits."""
+    unit: float
+    """See `logit_unit`."""
+    parity: Mapping[str, float]
+    greedy: Greedy
+    everything: Answers
+    """To all validation texts."""
+    gates: Sequence[Row]
+
+
+def export_causal(given: ExportRequest, prompts: Sequence[Sequence[int]]) -> ExportResult:
     """Write `folder`/onnx/model.onnx and, where one passes, model.int8.onnx; measure and gate them.
 
-    `sequences` are the validation texts, `torch_tallies` (N, 3) torch's tallies of them; `prompts` token ids to go on from.
-    `encoder` is the texts' LanguageEncoder; the sequences are encoded already. `model_folder` holds the torch form,
-    `folder`/model when None. `progress` is given one line per step. The result's `logits` are tallies (N, 3).
+    The request's rows are the validation texts as sequences, its answers tallies (N, 3), as are the result's `logits`;
+    `prompts` are token ids to go on from.
     GateError if fp32 ONNX misses a gate, ExportError if a form cannot be built or gives logits that are not finite.
     """
     started = time.perf_counter()
-    if plan.bitsandbytes:
+    if given.plan.bitsandbytes:
         check_bitsandbytes("language")
-    _check(sequences, torch_tallies)
-    model_folder = model_folder or folder / MODEL_FOLDER
-    native = int8_target(cpu().flags)
-    target = native if plan.int8_cpu == "native" else plan.int8_cpu
-    sample = sample_of(sequences, SAMPLE_TOKENS)
-    with evaluating(model), tempfile.TemporaryDirectory(prefix=".int8-", dir=folder) as scratch:
-        network = TorchDecoder(model)
-        progress("ONNX: exporting")
-        export_cached(model, folder / ONNX_PATH)
-        progress("ONNX: comparing with torch")
-        reference = answers_of(network, sample, keep_logits=True)
-        unit = logit_unit(reference)
-        fp32 = open_causal("fp32 ONNX", folder / ONNX_PATH, sample, reference, unit, keep_logits=True)
-        parity, gates = _compare(network, reference, fp32, sequences, _context(model), plan, unit)
-        _refuse(gates)
-        progress(f"ONNX: writing {GREEDY_TOKENS} tokens after each of {len(prompts)} prompts")
-        greedy = _greedy(network, fp32, prompts, _context(model), plan.tolerance * unit)
-        everything = answers_of(fp32.decoder, sequences)
-        require_finite(fp32.name, everything)
-        gates += [_greedy_gate(greedy), _drop_gate(judge, torch_tallies, everything, plan)]
-        _refuse(gates)
-        limits = Limits(plan.int8_max_drop, plan.int8_min_agreement)
-        bench = CausalBench(fp32, Path(scratch), sample, judge, limits, unit, progress)
-        if plan.int8_mode == "auto":
-            bench.try_all(target)
-        progress("measuring speed")
-        prompt = _prompt(sequences, min(plan.prompt_tokens, _context(model) // 2))
+    _check(given)
+    sample = sample_of(given.rows, SAMPLE_TOKENS)
+    prompt = _prompt(given.rows, min(given.plan.prompt_tokens, _context(given.module) // 2))
+    with evaluating(given.module), tempfile.TemporaryDirectory(prefix=".int8-", dir=given.folder) as scratch:
+        network = TorchDecoder(given.module)
+        fp32 = _build_fp32(given, network, sample, prompts)
+        bench = CausalBench(fp32.form, Path(scratch), sample, given.judge, given.plan.limits, fp32.unit, given.progress)
+        if given.plan.int8_mode == "auto":
+            bench.try_all(given.plan.target)
+        given.progress("measuring speed")
         decoders = {name: form.decoder for name, form in bench.forms.items()}
-        speeds = measure_generation({"torch": network, "onnx": fp32.decoder, **decoders}, prompt)
-        answer_ms = {name: figures["latency_ms"]["1"] for name, figures in speeds.items()}
-        trials = bench.confirm(sequences, everything, answer_ms if target == native else None)
-        choice = decide(
-            trials, fp32.as_form(), speeds, limits, judge,
-            target=target, native=native, asked=plan.int8_mode != "off", terms=ANSWERS,
-        )  # fmt: skip
-        if choice.form:
-            keep_form(choice.form.path, folder / INT8_PATH)
-    score = float(judge.score(everything.tallies, NO_LABELS))
-    report: dict[str, object] = {
-        "tolerance": plan.tolerance,
-        "max_drop": plan.max_drop,
-        "int8_max_drop": plan.int8_max_drop,
-        "int8_min_agreement": plan.int8_min_agreement,
-        "cpu_target": target,
-        "measured_on": cpu().model,
-        "torch": {"size_bytes": weight_bytes(model, model_folder), **speeds["torch"]},
+        speeds = measure_generation({"torch": network, "onnx": fp32.form.decoder, **decoders}, prompt)
+        choice = _choose(given, bench, fp32, speeds)
+    forms = {
+        "torch": torch_section(given, speeds),
         "onnx": {
-            "path": ONNX_PATH,
-            "size_bytes": fp32.size_bytes,
-            **speeds["onnx"],
-            **parity,
-            "opset": OPSET,
-            "batch_invariant": fp32.batch_invariant,
-            "step_invariant": fp32.step_invariant,
+            **onnx_section(fp32.form.as_form(), speeds, fp32.parity),
+            "step_invariant": fp32.form.step_invariant,
         },
         "int8": bench.section(choice, speeds, INT8_PATH),
-        "candidates": bench.rows(choice, speeds, score),
-        "bitsandbytes": _bitsandbytes(model, model_folder, sample, reference, prompt, judge, plan, progress),
-        "greedy": greedy.to_json(),
-        "sample_tokens": int(reference.tallies[:, 1].sum()),
+        "candidates": bench.rows(choice, speeds, float(given.judge.score(fp32.everything.tallies, NO_LABELS))),
+        "bitsandbytes": _bitsandbytes(given, sample, fp32.reference, prompt),
+        "greedy": fp32.greedy.to_json(),
+        "sample_tokens": int(fp32.reference.tallies[:, 1].sum()),
         "prompt_tokens": prompt.shape[1],
-        "gates": gates + list(choice.gates),
-        "served": "int8" if choice.served else "onnx",
-        "served_reason": choice.reason,
-        "seconds": round(time.perf_counter() - started, 2),
     }
     kept = {"int8": bench.confirmed[choice.form.name].tallies} if choice.form else {}
-    return ExportResult(report, {"onnx": everything.tallies, **kept})
+    return ExportResult(
+        export_section(given, forms, fp32.gates, choice, started), {"onnx": fp32.everything.tallies, **kept}
+    )
+
+
+def _build_fp32(
+    given: ExportRequest, network: TorchDecoder, sample: Sequence[TokenSequence], prompts: Sequence[Sequence[int]]
+) -> CausalFp32:
+    """Export the network and compare the file with it; GateError before anything costly is done with a file that differs."""
+    path, context = given.folder / ONNX_PATH, _context(given.module)
+    given.progress("ONNX: exporting")
+    export_cached(given.module, path)
+    given.progress("ONNX: comparing with torch")
+    reference = answers_of(network, sample, keep_logits=True)
+    unit = logit_unit(reference)
+    form = open_causal("fp32 ONNX", path, sample, reference, unit, keep_logits=True)
+    parity = _parity(given, network, reference, unit, form)
+    worst = max(parity["max_abs_diff"], parity["shapes_max_abs_diff"]) / unit
+    same = parity_gate(given, worst, "" if unit == 1 else " of the logits' size", "validation texts and other shapes")
+    refuse([same])
+    given.progress(f"ONNX: writing {GREEDY_TOKENS} tokens after each of {len(prompts)} prompts")
+    greedy = _greedy(network, form, prompts, context, given.plan.tolerance * unit)
+    everything = answers_of(form.decoder, given.rows)
+    require_finite(form.name, everything)
+    drop = drop_gate(given, metric_drop(given.judge, given.answers, everything.tallies))
+    gates = (same, _greedy_gate(greedy), drop)
+    refuse(gates)
+    return CausalFp32(form, reference, unit, parity, greedy, everything, gates)
+
+
+def _choose(given: ExportRequest, bench: CausalBench, fp32: CausalFp32, speeds: Speeds) -> Choice:
+    """Confirm the preferred candidate on all texts, and keep it if it passes there too."""
+    here = given.plan.target == native_target()  # elsewhere, the speed of this machine says nothing
+    latency = {name: figures["latency_ms"]["1"] for name, figures in speeds.items()} if here else None
+    trials = bench.confirm(given.rows, fp32.everything, latency)
+    return keep_best(given, trials, fp32.form.as_form(), speeds, ANSWERS)
 
 
 def logit_unit(answers: Answers) -> float:
@@ -154,15 +158,11 @@ def logit_unit(answers: Answers) -> float:
     return max(1.0, float(np.concatenate(sizes).mean()))
 
 
-def _check(sequences: Sequence[TokenSequence], torch_tallies: NDArray[np.float64]) -> None:
-    if not len(sequences) or np.shape(torch_tallies) != (len(sequences), 3):
-        raise ExportError(
-            f"export got {len(sequences)} texts and tallies of the shape {np.shape(torch_tallies)}; there must be three each"
-        )
-    if not np.isfinite(torch_tallies).all():
-        raise ExportError(
-            "the trained model gives logits that are not finite; lower transfer.learning_rate and train again"
-        )
+def _check(given: ExportRequest) -> None:
+    count, shape = len(given.rows), np.shape(given.answers)
+    if not count or shape != (count, 3):
+        raise ExportError(f"export got {count} texts and tallies of the shape {shape}; there must be three each")
+    given.require_finite()
 
 
 def _context(model: nn.Module) -> int:
@@ -171,23 +171,17 @@ def _context(model: nn.Module) -> int:
     return int(getattr(config, "max_position_embeddings", None) or 2**31)
 
 
-def _compare(
-    network: TorchDecoder, reference: Answers, fp32: CausalForm, sequences: Sequence[TokenSequence],
-    context: int, plan: ExportPlan, unit: float,
-) -> tuple[dict[str, float], list[Row]]:  # fmt: skip
-    """Parity figures of fp32 ONNX against torch, and their gate."""
-    stream = [token for row in sequences[:8] for token in row.ids]
-    shapes = shape_gap(network, fp32.session, stream, context)
-    worst = max(fp32.gaps["max_abs_diff"], shapes) / unit
-    of = "" if unit == 1 else " of the logits' size"
-    sentence = f"fp32 ONNX differs from torch by at most {worst:.2g}{of} (limit {plan.tolerance:g}) on validation texts and other shapes"
-    figures = {
-        "agreement": same_choice(reference, fp32.answers),
-        **fp32.gaps,
-        "shapes_max_abs_diff": shapes,
+def _parity(
+    given: ExportRequest, network: TorchDecoder, reference: Answers, unit: float, form: CausalForm
+) -> dict[str, float]:
+    """How fp32 ONNX differs from torch on the sample, and at other shapes with and without a cache."""
+    stream = [token for row in given.rows[:8] for token in row.ids]
+    return {
+        "agreement": same_choice(reference, form.answers),
+        **form.gaps,
+        "shapes_max_abs_diff": shape_gap(network, form.session, stream, _context(given.module)),
         "logit_unit": unit,
     }
-    return figures, [gate("onnx_parity", plan.tolerance, worst, worst <= plan.tolerance, sentence)]
 
 
 def _greedy(
@@ -202,17 +196,6 @@ def _greedy_gate(greedy: Greedy) -> Row:
     return gate("onnx_greedy", 0.0, float(apart), greedy.passed, greedy.sentence())
 
 
-def _drop_gate(judge: Judge, torch_tallies: NDArray[np.float64], found: Answers, plan: ExportPlan) -> Row:
-    drop = metric_drop(judge, torch_tallies, found.tallies)
-    sentence = f"{judge.metric} {judge.change(drop)} from torch to fp32 ONNX (it may get worse by {plan.max_drop:g})"
-    return gate("onnx_metric_drop", plan.max_drop, drop, drop <= plan.max_drop, sentence)
-
-
-def _refuse(gates: Sequence[Row]) -> None:
-    if broken := [str(gate["sentence"]) for gate in gates if not gate["passed"]]:
-        raise GateError(f"export refused: {' and '.join(broken)}")
-
-
 def _prompt(sequences: Sequence[TokenSequence], length: int) -> NDArray[np.int64]:
     """A prompt (1, length) of real tokens, texts in a row and repeated as needed."""
     stream = [token for row in sequences[:64] for token in row.ids]
@@ -220,11 +203,10 @@ def _prompt(sequences: Sequence[TokenSequence], length: int) -> NDArray[np.int64
 
 
 def _bitsandbytes(
-    model: nn.Module, model_folder: Path, sample: Sequence[TokenSequence], reference: Answers, prompt: NDArray[np.int64],
-    judge: Judge, plan: ExportPlan, progress: Callable[[str], None],
-) -> Row | None:  # fmt: skip
-    if not plan.bitsandbytes:
+    given: ExportRequest, sample: Sequence[TokenSequence], reference: Answers, prompt: NDArray[np.int64]
+) -> Row | None:
+    if not given.plan.bitsandbytes:
         return None
-    progress("bitsandbytes: measuring (slow on CPUs)")
-    skip = head_modules(model)
-    return measure_causal(model_folder, sample, reference, prompt, judge, skip=skip, cpu_name=cpu().model)
+    given.progress("bitsandbytes: measuring (slow on CPUs)")
+    skip = head_modules(given.module)
+    return measure_causal(given.torch_folder, sample, reference, prompt, given.judge, skip=skip, cpu_name=cpu().model)

@@ -12,8 +12,8 @@ from torch import nn
 from finetune.data import Split
 from finetune.evaluation import EVALUATIONS, baselines
 from finetune.explain.samples import Heat, Picture, collect_samples
-from finetune.export import ExportKind, ExportResult, export_all
-from finetune.modality.spec import Exporting, Finished, Setup
+from finetune.export import ExportKind, ExportRequest, ExportResult, export_all
+from finetune.modality.spec import Finished, Setup
 from finetune.preprocess import Encoder
 from finetune.recipe import Recipe
 from finetune.serve import Predictor
@@ -37,15 +37,11 @@ def finish(recipe: Recipe, setup: Setup, folder: Path) -> nn.Module:
     return setup.model.module
 
 
-def export_as(kind: ExportKind) -> Callable[[Exporting], ExportResult]:
+def export_as(kind: ExportKind) -> Callable[[ExportRequest], ExportResult]:
     """How networks of one modality are exported: see `export_all`."""
 
-    def export(given: Exporting) -> ExportResult:
-        return export_all(
-            given.module, given.folder, given.rows.inputs, given.rows.labels, given.encoder,
-            kind=kind, plan=given.plan, judge=given.judge, torch_logits=given.answers,
-            calibration_rows=given.calibration, progress=given.progress,
-        )  # fmt: skip
+    def export(given: ExportRequest) -> ExportResult:
+        return export_all(given, kind)
 
     return export
 

@@ -15,9 +15,9 @@ from finetune.data import LabelledData, Split
 from finetune.data.blocks import Blocks, blocks_of
 from finetune.errors import RecipeError
 from finetune.evaluation.next_token import by_document
-from finetune.export import ExportResult, export_causal
+from finetune.export import ExportRequest, ExportResult, export_causal
 from finetune.modality.questions import encode_named, prepare_questions, report, rows_of
-from finetune.modality.spec import Exporting, Modality, Setup
+from finetune.modality.spec import Modality, Setup
 from finetune.modality.text import bundle_files, no_calibration, probe_texts, tokenizer_words
 from finetune.model.adapters import has_adapter, merge, save_adapter
 from finetune.model.backbone import convert_pickle
@@ -152,15 +152,10 @@ def finish(recipe: Recipe, setup: Setup, folder: Path) -> nn.Module:
     return module
 
 
-def export(given: Exporting) -> ExportResult:
-    """See `export_causal`."""
-    sequences = given.rows.inputs
-    spread = np.linspace(0, len(sequences) - 1, min(GREEDY_PROMPTS, len(sequences))).astype(int)
-    return export_causal(
-        given.module, given.folder, sequences, given.encoder,
-        plan=given.plan, judge=given.judge, prompts=[sequences[row].ids[:GREEDY_PROMPT_TOKENS] for row in spread],
-        torch_tallies=given.answers, progress=given.progress,
-    )  # fmt: skip
+def export(given: ExportRequest) -> ExportResult:
+    """See `export_causal`; the prompts are the beginnings of a few texts, spread over all."""
+    spread = np.linspace(0, len(given.rows) - 1, min(GREEDY_PROMPTS, len(given.rows))).astype(int)
+    return export_causal(given, [given.rows[row].ids[:GREEDY_PROMPT_TOKENS] for row in spread])
 
 
 def served(folder: Path, split: Split, rows: Rows) -> np.ndarray:

@@ -13,7 +13,7 @@ from torch import nn
 
 from finetune.bundle import Bundle
 from finetune.data import LabelledData, Split
-from finetune.export import ExportPlan, ExportResult, Judge
+from finetune.export import ExportRequest, ExportResult
 from finetune.model.backbone import TransferModel
 from finetune.preflight import Checked
 from finetune.preprocess import Encoder
@@ -59,25 +59,6 @@ class SetUp(Protocol):
 
 
 @dataclass(frozen=True)
-class Exporting:
-    """What building the forms of a network takes.
-
-    rows: the validation rows; answers: torch's to them; calibration: encoded training rows for static int8;
-    folder: the bundle in the making, which holds the torch form already.
-    """
-
-    module: nn.Module
-    folder: Path
-    rows: Rows
-    encoder: Encoder
-    plan: ExportPlan
-    judge: Judge
-    answers: np.ndarray
-    calibration: Sequence[Any]
-    progress: Callable[[str], None]
-
-
-@dataclass(frozen=True)
 class Finished:
     """A run whose network is trained and measured, for what a modality reports beside the metrics.
 
@@ -114,7 +95,7 @@ class Modality:
     """Answers to rows as answers to inputs, of which a row may be a piece."""
     finish: Callable[[Recipe, Setup, Path], nn.Module]
     """The trained network as it is shipped; into the bundle's folder goes what is shipped beside it."""
-    export: Callable[[Exporting], ExportResult]
+    export: Callable[[ExportRequest], ExportResult]
     """Build and measure the ONNX forms."""
     served: Callable[[Path, Split, Rows], np.ndarray]
     """Answers to a split from a sealed bundle, as its users get them."""

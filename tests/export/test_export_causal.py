@@ -11,7 +11,7 @@ from onnx import numpy_helper
 from tiny_language import shared_bundle, write_language_bundle
 
 from finetune.errors import ExportError, GateError
-from finetune.export import ExportPlan, ExportResult, causal, causal_trials, export_causal, judge_by
+from finetune.export import ExportPlan, ExportRequest, ExportResult, causal, causal_trials, export_causal, judge_by
 from finetune.export.causal_int8 import GENTLER, CausalCandidate, causal_candidates
 from finetune.export.causal_measure import answers_of
 from finetune.hardware import cpu, int8_target
@@ -57,19 +57,24 @@ def set_speeds(monkeypatch: pytest.MonkeyPatch, latency: dict[str, float], defau
 
 
 def run(made: ExportedDecoder, folder: Path, **changes: Any) -> ExportResult:
-    """Export with `changes` to the plan and to export_causal's own arguments."""
+    """Export with `changes` to the plan and to the request."""
     folder.mkdir(parents=True, exist_ok=True)
     plan = {"int8_max_drop": 0.2, "int8_min_agreement": 0.5}
     plan |= {key: changes.pop(key) for key in list(changes) if key in ExportPlan.__dataclass_fields__}
+    prompts = [row.ids[:6] for row in made.rows if len(row.ids) > 6][:2]
     values: dict[str, Any] = {
+        "module": made.model,
+        "folder": folder,
+        "rows": made.rows,
+        "labels": causal_trials.NO_LABELS,
+        "encoder": None,
         "plan": ExportPlan(**plan),  # type: ignore[arg-type]
         "judge": judge_by("next_token", "perplexity", made.tallies),
-        "prompts": [row.ids[:6] for row in made.rows if len(row.ids) > 6][:2],
-        "torch_tallies": made.tallies,
+        "answers": made.tallies,
         "model_folder": made.model_folder,
         "progress": lambda line: None,
     }
-    return export_causal(made.model, folder, made.rows, None, **values | changes)
+    return export_causal(ExportRequest(**values | changes), prompts)
 
 
 def files(folder: Path) -> list[str]:
@@ -264,16 +269,16 @@ def test_fp32_that_writes_another_text_is_refused(
 def test_perplexity_worse_than_torchs_is_refused(ready: ExportedDecoder, tmp_path: Path) -> None:
     better = ready.tallies * [0.95, 1, 1]
     with pytest.raises(GateError, match=r"perplexity worsens by .* from torch to fp32 ONNX"):
-        run(ready, tmp_path, torch_tallies=better)
+        run(ready, tmp_path, answers=better)
 
 
 def test_tallies_that_are_not_finite_or_do_not_fit_are_export_errors(ready: ExportedDecoder, tmp_path: Path) -> None:
     spoilt = ready.tallies.copy()
     spoilt[2, 0] = np.nan
     with pytest.raises(ExportError, match="trained model gives logits that are not finite"):
-        run(ready, tmp_path, torch_tallies=spoilt)
+        run(ready, tmp_path, answers=spoilt)
     with pytest.raises(ExportError, match=r"12 texts and tallies of the shape \(11, 3\)"):
-        run(ready, tmp_path, torch_tallies=ready.tallies[1:])
+        run(ready, tmp_path, answers=ready.tallies[1:])
 
 
 def test_weights_that_give_no_numbers_are_an_export_error(

@@ -9,7 +9,17 @@ from tiny_convnets import CLASSES, ENCODER, SIZE, Exported, pictures, timm_net, 
 from tiny_encoders import judge
 
 from finetune.errors import ExportError, GateError
-from finetune.export import EXPORTS, ExportPlan, ExportResult, check_bitsandbytes, export_all, image, stages
+from finetune.export import (
+    EXPORTS,
+    ExportKind,
+    ExportPlan,
+    ExportRequest,
+    ExportResult,
+    check_bitsandbytes,
+    export_all,
+    image,
+    stages,
+)
 from finetune.export.choose import Yardstick
 from finetune.export.convnet import is_convnet
 from finetune.export.judge import Judge, judge_by
@@ -46,28 +56,30 @@ def ready(convnet: Exported, timed: list[list[str]], monkeypatch: pytest.MonkeyP
     return convnet
 
 
-def run(convnet: Exported, folder: Path, **changes: Any) -> ExportResult:
-    """Export with `changes` to the plan and to export_all's own arguments."""
+def run(convnet: Exported, folder: Path, *, kind: ExportKind = KIND, **changes: Any) -> ExportResult:
+    """Export with `changes` to the plan and to the request."""
     plan: dict[str, Any] = {"int8_max_drop": 0.2, "int8_min_agreement": 0.7}
     plan |= {key: changes.pop(key) for key in list(changes) if key in ExportPlan.__dataclass_fields__}
     values: dict[str, Any] = {
-        "model": convnet.model,
+        "module": convnet.model,
+        "folder": folder,
+        "rows": convnet.rows,
         "labels": convnet.labels,
-        "kind": KIND,
+        "encoder": ENCODER,
         "plan": ExportPlan(**plan),
         "judge": judge(),
-        "torch_logits": convnet.logits,
+        "answers": convnet.logits,
         "model_folder": folder,
-        "calibration_rows": ENCODER.encode(pictures(120, seed=1)),
+        "calibration": ENCODER.encode(pictures(120, seed=1)),
         "progress": lambda line: None,
     }
-    return export_all(folder=folder, rows=convnet.rows, encoder=ENCODER, **values | changes)
+    return export_all(ExportRequest(**values | changes), kind)
 
 
 def test_convnet_is_exported_calibrated_and_served_from_its_int8_file(
     ready: Exported, tmp_path: Path, timed: list[list[str]]
 ) -> None:
-    result = run(ready, tmp_path, int8_cpu="native", calibration_rows=ENCODER.encode(pictures(110, seed=1)))
+    result = run(ready, tmp_path, int8_cpu="native", calibration=ENCODER.encode(pictures(110, seed=1)))
     report: Any = result.report
     json.dumps(report, allow_nan=False)
     assert report["onnx"]["max_abs_diff"] < 1e-4 > report["onnx"]["shapes_max_abs_diff"]
@@ -135,11 +147,7 @@ def test_calibration_sees_every_row_that_is_given_for_it_and_no_other(
         calibrated.append(len(seen))
 
     kind = type(KIND)(**{**{f: getattr(KIND, f) for f in KIND.__dataclass_fields__}, "try_int8": note})
-    plan = ExportPlan(int8_max_drop=0.2, int8_min_agreement=0.7)
-    report: Any = export_all(
-        ready.model, tmp_path, ready.rows, ready.labels, spy, kind=kind, plan=plan, judge=judge(),
-        torch_logits=ready.logits, model_folder=tmp_path, calibration_rows=training, progress=lambda line: None,
-    ).report  # fmt: skip
+    report: Any = run(ready, tmp_path, kind=kind, encoder=spy, calibration=training).report
     assert calibrated == [100]
     assert {id(row) for row in seen} == {id(row) for row in training}
     assert report["int8"]["calibration"]["rows"] == 100
@@ -147,11 +155,11 @@ def test_calibration_sees_every_row_that_is_given_for_it_and_no_other(
 
 def test_few_calibration_rows_are_used_with_a_note_and_none_leave_fp32(ready: Exported, tmp_path: Path) -> None:
     (tmp_path / "few").mkdir()
-    report: Any = run(ready, tmp_path / "few", calibration_rows=ENCODER.encode(pictures(30, seed=1))).report
+    report: Any = run(ready, tmp_path / "few", calibration=ENCODER.encode(pictures(30, seed=1))).report
     assert report["int8"]["calibration"]["rows"] == 30
     assert "only 30 training rows" in report["int8"]["calibration"]["note"]
     (tmp_path / "none").mkdir()
-    report = run(ready, tmp_path / "none", calibration_rows=()).report
+    report = run(ready, tmp_path / "none", calibration=()).report
     assert report["served"] == "onnx"
     assert "needs calibration rows" in report["served_reason"]
 
@@ -234,7 +242,7 @@ def test_vision_transformer_gets_the_dynamic_candidates_of_an_encoder(tmp_path: 
     report: Any = run(
         exported,
         tmp_path,
-        calibration_rows=(),
+        calibration=(),
         int8_cpu="avx2",
         int8_max_drop=1.0,
         int8_min_agreement=0.0,
@@ -254,7 +262,7 @@ def test_regression_is_gated_in_units_of_its_labels(ready: Exported, tmp_path: P
     rounded = ready.logits + np.float32(1e-3)  # is not within 1e-4, and the model itself decides
     unit = Judge("accuracy", judge().score, True, judge().agreement, judge().drop, unit=1e-3)
     with pytest.raises(GateError, match="of the labels' standard deviation"):
-        run(ready, tmp_path, judge=unit, tolerance=1e-9, torch_logits=rounded)
+        run(ready, tmp_path, judge=unit, tolerance=1e-9, answers=rounded)
     run(
         ready,
         tmp_path,

@@ -9,7 +9,7 @@ import pytest
 from tiny_encoders import Setting, judge
 
 from finetune.errors import ExportError, GateError
-from finetune.export import EXPORTS, ExportPlan, ExportResult, choose, dynamic, export_all, stages
+from finetune.export import EXPORTS, ExportPlan, ExportRequest, ExportResult, choose, dynamic, export_all, stages
 from finetune.export.choose import Form, Limits, Trial, Yardstick, open_form
 from finetune.export.dynamic import most_sensitive_layer
 from finetune.export.parity import predict_rows
@@ -47,19 +47,23 @@ def set_speeds(monkeypatch: pytest.MonkeyPatch, default: float, **latency: float
 
 
 def run(setting: Setting, folder: Path, **changes: Any) -> ExportResult:
-    """Export with `changes` to the plan, to the judge (score, higher_is_better) and to export_all's own arguments."""
+    """Export with `changes` to the plan, to the judge (score, higher_is_better) and to the request."""
     folder.mkdir(parents=True, exist_ok=True)
     plan = {"int8_max_drop": 0.2, "int8_min_agreement": 0.7}
     plan |= {key: changes.pop(key) for key in list(changes) if key in ExportPlan.__dataclass_fields__}
     values: dict[str, Any] = {
-        "kind": EXPORTS["text"],
+        "module": setting.model,
+        "folder": folder,
+        "rows": setting.rows,
+        "labels": setting.labels,
+        "encoder": setting.encoder,
         "plan": ExportPlan(**plan),  # type: ignore[arg-type]
         "judge": judge(**{key: changes.pop(key) for key in ("score", "higher_is_better") if key in changes}),
-        "torch_logits": setting.logits,
+        "answers": setting.logits,
         "model_folder": setting.model_folder,
         "progress": lambda line: None,
     }
-    return export_all(setting.model, folder, setting.rows, setting.labels, setting.encoder, **values | changes)
+    return export_all(ExportRequest(**values | changes), EXPORTS["text"])
 
 
 def files(folder: Path) -> list[str]:
@@ -113,7 +117,7 @@ def test_fp32_that_differs_from_torch_is_refused(
 def test_logits_of_lower_precision_do_not_fail_parity(ready: Setting, tmp_path: Path) -> None:
     rounded = ready.logits.round(2)
     assert np.abs(rounded - ready.logits).max() > 1e-4
-    report: Any = run(ready, tmp_path, torch_logits=rounded).report
+    report: Any = run(ready, tmp_path, answers=rounded).report
     assert report["onnx"]["max_abs_diff"] < 1e-4
 
 
@@ -141,7 +145,7 @@ def test_logits_that_are_not_finite_are_an_export_error(
     spoilt = ready.logits.copy()
     spoilt[3, 1] = value
     with pytest.raises(ExportError, match="trained model gives logits that are not finite"):
-        run(ready, tmp_path / "torch", torch_logits=spoilt)
+        run(ready, tmp_path / "torch", answers=spoilt)
     monkeypatch.setattr(choose, "run_logits", lambda session, batch: run_logits(session, batch) * np.float32(value))
     with pytest.raises(ExportError, match="fp32 ONNX gives logits that are not finite"):
         run(ready, tmp_path / "onnx")
@@ -239,7 +243,7 @@ def test_int8_off_builds_none_and_says_so(ready: Setting, tmp_path: Path) -> Non
 
 def test_rows_and_logits_must_match(ready: Setting, tmp_path: Path) -> None:
     with pytest.raises(ExportError, match="60 rows, 60 labels and 59 logits"):
-        run(ready, tmp_path, torch_logits=ready.logits[:-1])
+        run(ready, tmp_path, answers=ready.logits[:-1])
 
 
 def test_missing_bitsandbytes_is_said_before_anything_is_built(
