@@ -23,6 +23,7 @@ from finetune.train.checkpoint import Checkpoint, CheckpointFolder, Progress
 from finetune.train.device import memory_format, release
 from finetune.train.economy import recomputing, without_cache
 from finetune.train.events import Callback, EpochEnded, Notice, PhaseStarted, StepEnded, TrainingResumed
+from finetune.train.folding import folded
 from finetune.train.job import Batch, Job, Result
 from finetune.train.loader import batches_ahead
 from finetune.train.measure import choose_layer_groups, synchronise, validation_answers
@@ -37,6 +38,7 @@ from finetune.train.phase import (
     set_trainable,
     tensors_of,
 )
+from finetune.train.predict import to_tensors
 from finetune.train.recalibration import settle_batchnorm
 from finetune.train.records import describe_epoch, describe_phase, is_better
 from finetune.train.step import Stepper
@@ -83,7 +85,11 @@ def fit(
         put_back(saved.model, into=tensors_of(module, learned))
         emit(TrainingResumed(saved.progress.global_step, tuple(saved.progress.history)))
     progress = saved.progress if saved else Progress()
-    with without_cache(module), recomputing(module, job.settings.gradient_checkpointing):
+    with (
+        without_cache(module),
+        recomputing(module, job.settings.gradient_checkpointing),
+        folded(module, _picture(job) if job.batchnorm == "freeze" else None),
+    ):
         while progress.phase < len(job.plan.phases):
             phase = _PhaseRun(job, accelerator, checkpoints, anchors, emit, stop)
             try:
@@ -98,6 +104,14 @@ def fit(
     facts = settle_batchnorm(replace(job, model=whole), accelerator, trained, progress.best, emit)
     module.to(memory_format=torch.contiguous_format)
     return Result(progress.history, progress.phases, progress.global_step, progress.choice, facts)
+
+
+def _picture(job: Job) -> Mapping[str, torch.Tensor] | None:
+    """A validation row as the network takes it; None for a network that has no BatchNorm for pictures."""
+    module = job.model.module
+    if not any(isinstance(child, torch.nn.BatchNorm2d) for child in module.modules()):
+        return None
+    return to_tensors(job.collate(job.validation.inputs[:1]), next(module.parameters()).device)
 
 
 class _PhaseRun:
