@@ -114,6 +114,7 @@ def _train(
         seed=recipe.seed,
         batchnorm=recipe.transfer.batchnorm,
         workers=setup.workers,
+        collate_of_phase=setup.collate_of_phase,
     )
     workspace = checked.workspace
     key = {

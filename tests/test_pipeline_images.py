@@ -20,7 +20,7 @@ from finetune.bundle import Bundle
 from finetune.cli import main
 from finetune.errors import DataError, Interrupted, RecipeError
 from finetune.release.card import validate_card
-from finetune.train.events import Event, PhaseStarted, StepEnded
+from finetune.train.events import Event, Notice, PhaseStarted, StepEnded
 
 
 @pytest.fixture(scope="module")
@@ -133,6 +133,8 @@ def test_small_pictures_come_first_if_a_phase_says_so(tmp_path: Path, pictures: 
     report = run(recipe, callbacks=[events.append]).data
     assert [phase["image_size"] for phase in report["transfer"]["phases"]] == [32, None]
     assert [event.image_size for event in events if isinstance(event, PhaseStarted)] == [32, None]
+    told = [event.message for event in events if isinstance(event, Notice) and "this phase's size" in event.message]
+    assert len(told) == 1
     assert report["data"]["pixels"] == {"height": SIZE, "width": SIZE}
 
 
@@ -143,7 +145,7 @@ def test_a_phase_whose_pictures_the_network_cannot_take_is_refused(tmp_path: Pat
     (backbone / "config.json").write_text(json.dumps(config), "utf-8")
     file = write_image_recipe(tmp_path, backbone, pictures)
     settings = yaml.safe_load(file.read_text("utf-8"))
-    settings["transfer"] = {"phases": [{"trainable": "all", "image_size": 48}]}
+    settings["transfer"] = {"phases": [{"trainable": "all", "image_size": 48}, {"trainable": 1}]}
     file.write_text(yaml.safe_dump(settings), "utf-8")
     with pytest.raises(
         RecipeError, match=r"^transfer\.phases\[0\]\.image_size: this backbone takes no pictures of 48×48"

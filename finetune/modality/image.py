@@ -58,6 +58,7 @@ def set_up(recipe: Recipe, checked: Checked, data: LabelledData, scale: Scale, a
         calibration=calibration_rows(recipe, data, encoder),
         workers=_workers(recipe, on_gpu=accelerator.device.type != "cpu"),
         save_processor=lambda into: save_image_processor(into, encoder.settings),
+        collate_of_phase={phase: small.collate for phase, small in of_phase.items()},
     )  # fmt: skip
 
 

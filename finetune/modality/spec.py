@@ -18,7 +18,7 @@ from finetune.model.backbone import TransferModel
 from finetune.preflight import Checked
 from finetune.preprocess import Encoder
 from finetune.recipe import Recipe
-from finetune.train.job import Examples, Rows
+from finetune.train.job import Collate, Examples, Rows
 from finetune.transfer.scale import Scale
 
 
@@ -40,6 +40,8 @@ class Setup:
     calibration: Sequence[Any]
     workers: int
     save_processor: Callable[[Path], None]
+    collate_of_phase: Mapping[int, Collate] = field(default_factory=dict)
+    """Of phases whose images have a size of their own, by the phase's number: validation rows as batches."""
     notes: tuple[str, ...] = ()
     """What is worth saying before training starts."""
     facts: Mapping[str, Any] = field(default_factory=dict)

@@ -67,8 +67,8 @@ class PhaseSettings(Settings):
     patience: Count | None = None
     """End the phase after this many epochs without improvement of `evaluation.metric`."""
     image_size: ImageSize | None = None
-    """Image tasks: height and width of the phase's training images, `data.image_size` when absent. Small pictures first cost
-    little (progressive resizing); what is validated, tested and shipped sees the full size."""
+    """Image tasks: height and width of the images that the phase trains and validates on, `data.image_size` when absent. Small
+    ones cost little (progressive resizing); the last phase, the test and what is shipped see the full size."""
 
 
 class AdapterSettings(Settings):

@@ -43,6 +43,11 @@ def check_task(recipe: Recipe) -> None:
             raise ValueError(
                 f"transfer.phases[{number}].image_size: it is for image tasks, and task is {recipe.task}; remove it"
             )
+    if recipe.transfer.phases and recipe.transfer.phases[-1].image_size is not None:
+        raise ValueError(
+            f"transfer.phases[{len(recipe.transfer.phases) - 1}].image_size: the last phase trains on images of the size that is shipped; "
+            "remove it"
+        )
     for key, targets in TARGET_KEYS.items():
         if target not in targets and _differs(recipe, key):
             meant = " or ".join(name.replace("_", "-") for name in targets)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
@@ -79,7 +79,8 @@ class Job:
     """What training depends on.
 
     plain: the training rows as evaluation would see them, to measure gradients and statistics on; the same as `train` where
-    that has no noise. collate: for the rows of `validation`. score(answers, labels): the metric that chooses the best weights,
+    that has no noise. collate: for the rows of `validation`; collate_of_phase: in phases whose images have a size of their own.
+    score(answers, labels): the metric that chooses the best weights,
     from what the task's target keeps of the logits (`Target.answers`).
     batchnorm: see transfer/batchnorm.py. workers: processes that make batches ahead of the step, 0 for none.
     """
@@ -100,6 +101,7 @@ class Job:
     seed: int
     batchnorm: Policy = "train"
     workers: int = 0
+    collate_of_phase: Mapping[int, Collate] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -136,7 +136,7 @@ class _PhaseRun:
         self.stepper = Stepper(job, progress.phase, phase, self.accelerator, self.anchors)
         self.best = {name: tensor.clone() for name, tensor in tensors_of(self.module, self.groups).items()}
         if saved is None:
-            progress = progress.with_(phase_start=fingerprint(self.module))
+            progress = self._scored_anew(progress.with_(phase_start=fingerprint(self.module)))
         else:
             put_back(saved.best, into=self.best)
             restore_optimizer(self.stepper.optimizer.optimizer, dict(saved.optimizer))
@@ -162,6 +162,17 @@ class _PhaseRun:
             self.emit(Notice(choice["reason"], choice))
         self.phase = phase.chosen([self.job.model.groups.names.index(name) for name in choice["chosen"]])
         return progress.with_(choice=choice)
+
+    def _scored_anew(self, progress: Progress) -> Progress:
+        """The score to beat, in this phase's images, if those of the phase before had another size."""
+        sizes = [phase.image_size for phase in self.job.plan.phases]
+        if progress.best is None or sizes[progress.phase] == sizes[progress.phase - 1]:
+            return progress
+        value, loss = self._score(progress)
+        self.emit(
+            Notice(f"with images of this phase's size, the weights so far have a validation metric of {value:.4f}")
+        )
+        return progress.with_(best={**progress.best, "metric": value, "loss": loss})
 
     def run(self, progress: Progress) -> Progress:
         """All epochs of the phase, or as many as its patience allows; then the proof of what moved."""
@@ -224,10 +235,7 @@ class _PhaseRun:
     def _evaluate(self, progress: Progress) -> Progress:
         """Score the validation rows, keep the weights if they are the best so far, and record the epoch."""
         job, epoch = self.job, progress.epoch + 1
-        answers, labels = validation_answers(job, self.accelerator), job.validation.labels
-        if not np.isfinite(answers).all():
-            raise self._diverged("the validation logits are not finite", progress)
-        value, loss = job.score(answers, labels), job.validation_loss(answers, labels)
+        value, loss = self._score(progress)
         best = progress.best
         improved = is_better(value, loss, best, higher_is_better=job.higher_is_better)
         if improved:
@@ -243,6 +251,14 @@ class _PhaseRun:
         return progress.with_(
             best=best, waiting=0 if improved else progress.waiting + 1, history=[*progress.history, record]
         )
+
+    def _score(self, progress: Progress) -> tuple[float, float]:
+        """Metric and loss of the weights as they are, on the validation rows."""
+        answers = validation_answers(self.job, self.accelerator, progress.phase)
+        if not np.isfinite(answers).all():
+            raise self._diverged("the validation logits are not finite", progress)
+        labels = self.job.validation.labels
+        return self.job.score(answers, labels), self.job.validation_loss(answers, labels)
 
     def _finish(self, progress: Progress, ended: str) -> Progress:
         """Prove what moved, put the best weights back, and stand at the start of the next phase."""

@@ -21,14 +21,14 @@ from finetune.transfer.surgical import choose, relative_gradient_norms
 GRADIENT_STEPS = 8
 
 
-def validation_answers(job: Job, accelerator: Accelerator) -> np.ndarray:
+def validation_answers(job: Job, accelerator: Accelerator, phase: int | None = None) -> np.ndarray:
     """The validation rows' logits (N, C), or tallies (N, 3) of a language model; leaves the network in evaluation mode.
 
-    Each process computes its share.
+    phase: the one whose images are looked at, those of the result if None. Each process computes its share.
     """
-    rows = job.validation
+    rows, collate = job.validation, job.collate if phase is None else job.collate_of_phase.get(phase, job.collate)
     found = predict_answers(
-        job.model.module, rows.inputs, rows.lengths, rows.labels, job.collate,
+        job.model.module, rows.inputs, rows.lengths, rows.labels, collate,
         answers=job.task.target.answers, batch_size=job.settings.eval_batch_size, device=accelerator.device,
         rank=accelerator.process_index, world=accelerator.num_processes, workers=job.workers,
     )  # fmt: skip

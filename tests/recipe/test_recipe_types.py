@@ -83,8 +83,13 @@ def test_every_task_has_metrics_of_its_own_by_default(task: str) -> None:
         ),
         (
             "text_classification",
+            {"transfer": {"phases": [{"trainable": 1, "image_size": 64}, {"trainable": 2}]}},
+            "transfer.phases[0].image_size: it is for image tasks",
+        ),
+        (
+            "image_classification",
             {"transfer": {"phases": [{"trainable": 1}, {"trainable": 2, "image_size": 64}]}},
-            "transfer.phases[1].image_size: it is for image tasks",
+            "transfer.phases[1].image_size: the last phase trains on images of the size that is shipped",
         ),
         ("text_regression", {"transfer": {"adapter": {"kind": "lora"}}}, "transfer.adapter: it is for language tasks"),
         ("causal_lm", {"head": {"dropout": 0.1}}, "head.dropout: it is for text and image tasks"),
