@@ -64,9 +64,8 @@ def table(section: Mapping[str, Any], schema: Mapping[str, Any]) -> str:
     rows = ["| Key | Value | Default | Meaning |", "| --- | --- | --- | --- |"]
     for key, node in section["properties"].items():
         default = "required" if key in required else default_of(node, schema)
-        rows.append(
-            f"| `{key}` | {value_of(node, schema)} | {default} | {node['description'].replace('|', chr(92) + '|')} |"
-        )
+        meaning = " ".join(node["description"].replace("|", "\\|").split())  # a row of a table is one line
+        rows.append(f"| `{key}` | {value_of(node, schema)} | {default} | {meaning} |")
     return "\n".join(rows) + "\n"
 
 

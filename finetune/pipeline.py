@@ -19,10 +19,11 @@ from finetune.preflight import Checked, preflight
 from finetune.recipe import Recipe, recipe_hash, training_hash
 from finetune.result import Report
 from finetune.train.checkpoint import CheckpointFolder
-from finetune.train.device import deterministic, make_accelerator, wait_for_everyone, waiting_group
+from finetune.train.device import deterministic, make_accelerator
 from finetune.train.events import Callback, EpochEnded, Event, Notice, TrainingResumed
 from finetune.train.job import Job, Result
 from finetune.train.loop import fit
+from finetune.train.processes import company
 from finetune.transfer.plan import build_plan
 from finetune.transfer.scale import Scale, scale_of
 from finetune.watch import Watch
@@ -53,8 +54,7 @@ def run(
     with watch.stage("checks", "sources, licences, columns, space"):
         checked = preflight(recipe, overwrite=overwrite)
     accelerator = make_accelerator(precision=recipe.train.precision, device=recipe.train.device)
-    others = waiting_group()
-    with deterministic(recipe.seed), _main_process_locks(accelerator, checked):
+    with deterministic(recipe.seed), company() as processes, _main_process_locks(accelerator, checked):
         with watch.stage("data", checked.data.name) as say:
             data = prepare_data(checked.task, recipe.data, checked.data, checked.named, recipe.seed)
             answers = ANSWERS[checked.task.target.name].format(len(data.labels))
@@ -72,22 +72,23 @@ def run(
             trained = _train(recipe, checked, data, setup, scale, accelerator, watch, resume=resume)
             if scale != Scale():
                 fold_scale(model.module, model.fresh, scale.mean, scale.std)
-        if accelerator.is_main_process:
-            report = deliver(
-                recipe,
-                checked,
-                data,
-                setup,
-                trained,
-                accelerator.device,
-                accelerator.num_processes,
-                watch,
-                overwrite=overwrite,
-            )
-            CheckpointFolder(checked.workspace.checkpoints, {}).clear()
-        checked.workspace.forget_converted(accelerator.process_index)
-    wait_for_everyone(others)
-    return report if accelerator.is_main_process else Report.open(checked.workspace.bundle)
+        report = processes.main_alone(
+            lambda: _delivered(recipe, checked, data, setup, trained, accelerator, watch, overwrite=overwrite)
+        )
+    return report or Report.open(checked.workspace.bundle)
+
+
+def _delivered(
+    recipe: Recipe, checked: Checked, data: LabelledData, setup: Setup, trained: Result,
+    accelerator: Accelerator, watch: Watch, *, overwrite: bool,
+) -> Report:  # fmt: skip
+    """The published bundle; what was kept to go on from is removed, since nothing is left to do."""
+    report = deliver(
+        recipe, checked, data, setup, trained, accelerator.device, accelerator.num_processes, watch, overwrite=overwrite
+    )
+    CheckpointFolder(checked.workspace.checkpoints, {}).clear()
+    checked.workspace.forget_converted()
+    return report
 
 
 def _train(

@@ -79,4 +79,5 @@ def _phase(checked: Checked, index: int) -> str:
     rates = [rate for rate in phase.learning_rates if rate]
     span = f"{rates[-1]:.1e}" if len(rates) == 1 else f"{rates[0]:.1e} to {rates[-1]:.1e}"
     steps = f", {checked.steps[index]} steps" if checked.steps else ""
-    return f"{phase.name}: {phase.count} layer group{'s' if phase.count > 1 else ''}, up to {phase.epochs} epoch{'s' if phase.epochs > 1 else ''}{steps}, rates {span}, {phase.schedule}"
+    size = f", images of {phase.image_size}×{phase.image_size}" if phase.image_size else ""
+    return f"{phase.name}: {phase.count} layer group{'s' if phase.count > 1 else ''}, up to {phase.epochs} epoch{'s' if phase.epochs > 1 else ''}{steps}, rates {span}, {phase.schedule}{size}"

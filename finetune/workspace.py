@@ -45,9 +45,10 @@ class Workspace:
         """Where a process puts a backbone that had to be made into a model folder; each its own, since they load side by side."""
         return self.state / f"backbone.{rank}"
 
-    def forget_converted(self, rank: int) -> None:
-        """Remove what a process converted, if it did."""
-        shutil.rmtree(self.converted(rank), ignore_errors=True)
+    def forget_converted(self) -> None:
+        """Remove what any process converted; a run that failed keeps it, to be resumed from."""
+        for folder in self.state.glob(self.converted(0).with_suffix(".*").name):
+            shutil.rmtree(folder, ignore_errors=True)
 
     def require_writable(self) -> None:
         """BundleError unless files can be written where the bundle and its state will be."""

@@ -20,7 +20,9 @@ from finetune.bundle import Bundle
 from finetune.cli import main
 from finetune.errors import DataError, Interrupted, RecipeError
 from finetune.release.card import validate_card
+from finetune.train.augment import AugmentedImages
 from finetune.train.events import Event, Notice, PhaseStarted, StepEnded
+from finetune.train.job import Moment
 
 
 @pytest.fixture(scope="module")
@@ -122,7 +124,18 @@ def test_an_efficientnet_unfreezes_by_relative_gradients_and_recalibrates(tmp_pa
     assert report["transfer"]["recalibration"]["rows"] > 0
 
 
-def test_small_pictures_come_first_if_a_phase_says_so(tmp_path: Path, pictures: Path) -> None:
+def test_small_pictures_come_first_if_a_phase_says_so(
+    tmp_path: Path, pictures: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes: dict[int, set[int]] = {0: set(), 1: set()}
+    draw = AugmentedImages.batch
+
+    def look(self: AugmentedImages, rows: Any, moment: Moment) -> Any:
+        drawn = draw(self, rows, moment)
+        sizes[moment.phase].add(drawn[0]["pixel_values"].shape[-1])
+        return drawn
+
+    monkeypatch.setattr(AugmentedImages, "batch", look)
     file = write_image_recipe(tmp_path, write_convnet(tmp_path / "net"), pictures)
     settings = yaml.safe_load(file.read_text("utf-8"))
     settings["transfer"] = {"phases": [{"trainable": "all", "image_size": 32}, {"trainable": 2}]}
@@ -135,6 +148,7 @@ def test_small_pictures_come_first_if_a_phase_says_so(tmp_path: Path, pictures: 
     assert [event.image_size for event in events if isinstance(event, PhaseStarted)] == [32, None]
     told = [event.message for event in events if isinstance(event, Notice) and "this phase's size" in event.message]
     assert len(told) == 1
+    assert sizes == {0: {32}, 1: {SIZE}}
     assert report["data"]["pixels"] == {"height": SIZE, "width": SIZE}
 
 

@@ -44,7 +44,7 @@ def prepare_data(
     labels = labelling.array(pile.labels, (names, index))
     duplicates = find_duplicates(pile.identities, lambda distinct: modality.near(distinct, examined, settings))
     splits = _splits(pile, labels, labelling, duplicates, tables, settings)
-    _refuse_empty(splits, duplicates, cleaned.facts["dropped_duplicates"])
+    _refuse_empty(splits, duplicates, cleaned.facts["dropped_duplicates"], divided=not tables.named)
     _refuse_untrained(pile, labelling, splits, strict=tables.named)
 
     described = _describe(labelling, labels, names, splits)
@@ -132,13 +132,13 @@ def _describe(
     return described
 
 
-def _refuse_empty(splits: Sequence[str], duplicates: Duplicates, dropped: int) -> None:
-    """Every split needs rows. Where they are missing because rows repeat one another, adding such rows would not help."""
+def _refuse_empty(splits: Sequence[str], duplicates: Duplicates, dropped: int, *, divided: bool) -> None:
+    """Every split needs rows. Where rows that repeat one another cannot be divided, adding such rows would not help."""
     groups = len(set(duplicates.groups))
     for split in SPLITS:
         if split in splits:
             continue
-        if groups < len(SPLITS) <= len(splits) + dropped:
+        if divided and groups < len(SPLITS) <= len(splits) + dropped:
             raise DataError(
                 f"the {split} split has no rows, because of {len(splits) + dropped} rows only {groups} differ enough to be told apart, and "
                 "duplicates are dropped or stay in one split; add rows that differ"

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from finetune.errors import RecipeError, TrainingError
-from finetune.explain.modes import evaluating
+from finetune.model.modes import evaluating
 
 BATCH = 8
 """Prompts that are continued side by side unless the caller says otherwise."""

@@ -16,7 +16,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from finetune.explain.modes import evaluating
+from finetune.model.modes import evaluating
 
 _MOST_PREFIX_TOKENS = 5
 """Class, distillation and register tokens that stand before the patches: one class and four registers at most."""

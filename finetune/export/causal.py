@@ -40,7 +40,7 @@ from finetune.export.causal_trials import (
 )
 from finetune.export.generation_speed import measure_generation
 from finetune.export.greedy import Greedy, compare_greedy
-from finetune.export.onnx import evaluating
+from finetune.export.onnx import evaluating_on_cpu
 from finetune.export.outcome import (
     drop_gate,
     export_section,
@@ -90,7 +90,7 @@ def export_causal(given: ExportRequest, prompts: Sequence[Sequence[int]]) -> Exp
     _check(given)
     sample = sample_of(given.rows, SAMPLE_TOKENS)
     prompt = _prompt(given.rows, min(given.plan.prompt_tokens, _context(given.module) // 2))
-    with evaluating(given.module), tempfile.TemporaryDirectory(prefix=".int8-", dir=given.folder) as scratch:
+    with evaluating_on_cpu(given.module), tempfile.TemporaryDirectory(prefix=".int8-", dir=given.folder) as scratch:
         network = TorchDecoder(given.module)
         fp32 = _build_fp32(given, network, sample, prompts)
         bench = CausalBench(fp32.form, Path(scratch), sample, given.judge, given.plan.limits, fp32.unit, given.progress)

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from finetune.errors import ExportError
-from finetune.export.onnx import LOGITS, eager_attention, evaluating, save_onnx, trace
+from finetune.export.onnx import LOGITS, eager_attention, evaluating_on_cpu, save_onnx, trace
 
 NEEDED_INPUTS = ("input_ids", "attention_mask", "position_ids", "past_key_values")
 
@@ -60,7 +60,7 @@ def export_cached(model: nn.Module, path: Path) -> None:
         raise ExportError(
             f"{name} takes no {lacking[0]}, so it cannot be exported with a key/value cache; choose another backbone"
         )
-    with evaluating(model), eager_attention(model):
+    with evaluating_on_cpu(model), eager_attention(model):
         wrapped = CachedForward(model).eval()
         ids, mask, positions, past = _example(wrapped, name)
         tensors = [f"{layer}.{part}" for layer in range(len(past) // 2) for part in ("key", "value")]

@@ -53,7 +53,7 @@ def export_onnx(
         )
     inputs = {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in examples.items()}
     dynamic = {axis: torch.export.Dim(name, min=1, max=largest) for axis, (name, largest) in axes.items()}
-    with evaluating(model), eager_attention(model):
+    with evaluating_on_cpu(model), eager_attention(model):
         proto = trace(
             model,
             type(model).__name__,
@@ -104,7 +104,7 @@ def save_onnx(proto: Any, path: Path) -> None:
 
 
 @contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
+def evaluating_on_cpu(model: nn.Module) -> Iterator[None]:
     """Evaluation mode on the CPU inside; afterwards every module has its own mode and device again."""
     modes = {module: module.training for module in model.modules()}  # module by module: frozen layers stay in eval mode
     device = next(model.parameters()).device

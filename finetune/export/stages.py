@@ -21,7 +21,7 @@ from finetune.errors import ExportError
 from finetune.export.bnb import head_modules, measure_bitsandbytes
 from finetune.export.choose import BATCH, Form, Trial, Workbench, Yardstick, open_form
 from finetune.export.kinds import ExportKind
-from finetune.export.onnx import evaluating, export_onnx
+from finetune.export.onnx import evaluating_on_cpu, export_onnx
 from finetune.export.outcome import (
     drop_gate,
     export_section,
@@ -57,7 +57,7 @@ def export_all(given: ExportRequest, kind: ExportKind) -> ExportResult:
         check_bitsandbytes("text")
     _check_rows(given)
     yardstick = Yardstick(kind.prepared(given.encoder), given.rows, given.labels, given.judge, kind)
-    with evaluating(given.module), tempfile.TemporaryDirectory(prefix=".int8-", dir=given.folder) as scratch:
+    with evaluating_on_cpu(given.module), tempfile.TemporaryDirectory(prefix=".int8-", dir=given.folder) as scratch:
         predict = torch_predict(given.module)
         fp32 = _build_fp32(given, kind, yardstick, predict)
         refuse(fp32.gates)

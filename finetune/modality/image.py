@@ -15,7 +15,6 @@ from finetune.bundle import Bundle
 from finetune.data import LabelledData
 from finetune.errors import RecipeError
 from finetune.explain.gradcam import gradcam
-from finetune.explain.modes import evaluating
 from finetune.explain.samples import Heat, Picture
 from finetune.export import EXPORTS
 from finetune.hardware import cpu
@@ -23,6 +22,7 @@ from finetune.modality import labelled
 from finetune.modality.spec import Modality, Setup
 from finetune.model.backbone import blank_picture, convert_pickle, load_backbone
 from finetune.model.image_processor import image_preprocess, save_image_processor
+from finetune.model.modes import evaluating
 from finetune.model.rename import checkpoint_from_weights
 from finetune.model_files import first_line, has_safetensors
 from finetune.preflight import Checked
@@ -76,7 +76,9 @@ def _encoders_of_phases(recipe: Recipe, folder: Path, module: nn.Module) -> dict
         try:
             with evaluating(module), torch.no_grad():
                 module(**blank_picture(encoder.settings.size)(module))
-        except Exception as error:  # whatever an architecture raises for a picture that it was not built for
+        except (RuntimeError, AssertionError, ValueError) as error:  # what architectures raise for sizes not theirs
+            if isinstance(error, torch.OutOfMemoryError):
+                raise
             raise RecipeError(
                 f"transfer.phases[{number}].image_size: this backbone takes no pictures of {phase.image_size}×{phase.image_size} pixels "
                 f"({first_line(error)}); remove it"

@@ -33,9 +33,9 @@ from finetune.recipe import Recipe
 from finetune.serve.generator import Generator
 from finetune.sources import local_model
 from finetune.train.blocks import BlockExamples
-from finetune.train.device import least_of_all
 from finetune.train.job import Rows
 from finetune.train.memory import available_memory, estimate_run, require_memory
+from finetune.train.processes import minimum_over_processes
 from finetune.transfer.plan import build_plan
 from finetune.transfer.scale import Scale
 
@@ -113,7 +113,7 @@ def _memory(
     if needed is None:
         return None, []
     own = available_memory(accelerator.device, processes=accelerator.num_processes, loaded=model.module)
-    free = least_of_all(own, accelerator)
+    free = minimum_over_processes(own, accelerator)
     warning = require_memory(needed, free, recipe.train.memory)
     sentence = needed.sentence(free)
     return {**needed.to_json(), "available": free, "sentence": sentence}, [warning or sentence]

@@ -114,7 +114,8 @@ class Recipe(Settings):
 def _check_adapter(recipe: Recipe) -> None:
     """ValueError for what means nothing beside an adapter, or cannot be had where the recipe wants to train."""
     adapter, l2sp = recipe.transfer.adapter, recipe.transfer.l2sp
-    if adapter.kind != "none" and l2sp.coupling != "off" and "alpha" in l2sp.model_fields_set and l2sp.alpha:
+    # The default asks for nothing: a bundle's own recipe has it written out.
+    if adapter.kind != "none" and l2sp.coupling != "off" and l2sp.alpha not in (0, L2SPSettings().alpha):
         raise ValueError(
             "transfer.l2sp.alpha: an adapter leaves the pretrained weights where they are, so nothing is pulled back to them; "
             "remove it (beta pulls the adapter to zero)"

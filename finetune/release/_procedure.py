@@ -139,7 +139,7 @@ def _phase_row(phase: Mapping[str, Any], groups: int) -> list[str]:
     low, high = (min(rates), max(rates)) if rates else (None, None)
     return [
         number(phase["index"]),
-        text(phase["name"]),
+        text(phase["name"]) + _size_of(phase),
         f"{len(phase['trainable'])} of {groups}",
         f"{number(phase['epochs_run'])} of {number(phase['epochs_planned'])}",
         "–" if low is None or high is None else f"{high:.1e}" if low == high else f"{low:.1e} to {high:.1e}",
@@ -149,3 +149,8 @@ def _phase_row(phase: Mapping[str, Any], groups: int) -> list[str]:
         number(phase["steps"]),
         number(phase["seconds"], 1),
     ]
+
+
+def _size_of(phase: Mapping[str, Any]) -> str:
+    size = phase.get("image_size")
+    return f" ({number(size)} pixels)" if size else ""

@@ -7,12 +7,10 @@ import random
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import timedelta
 from typing import Any
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedType, GradientAccumulationPlugin, parse_flag_from_env
@@ -21,7 +19,6 @@ from torch import nn
 from finetune.errors import RecipeError
 from finetune.hardware import cpu
 
-LONGEST_WAIT = timedelta(days=7)
 SUPPORTED = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
 # What a launcher's environment asks for that fixes what trains when a network is wrapped, or splits one network up.
 SHARDING = {
@@ -69,30 +66,6 @@ def memory_format(module: nn.Module, asked: str, device: torch.device, *, frozen
         depthwise = any(isinstance(part, nn.Conv2d) and part.groups > 1 for part in module.modules())
         asked = "channels_last" if depthwise and frozen and device.type == "cpu" else "contiguous"
     return torch.channels_last if asked == "channels_last" else torch.contiguous_format
-
-
-def waiting_group() -> dist.ProcessGroup | None:
-    """A group in which processes may wait for one another for days; None for a process alone. Every process must call this.
-
-    One process delivers while the others wait, which may take longer than the timeout after which a collective operation of
-    training counts as hung.
-    """
-    if not dist.is_initialized():
-        return None
-    group = dist.new_group(backend="gloo", timeout=LONGEST_WAIT)
-    return group if isinstance(group, dist.ProcessGroup) else None
-
-
-def wait_for_everyone(group: dist.ProcessGroup | None) -> None:
-    """Return when every process of a `waiting_group` has called this, and end the group."""
-    if group is not None:
-        dist.barrier(group=group)
-        dist.destroy_process_group(group)
-
-
-def least_of_all(number: int, accelerator: Accelerator) -> int:
-    """The smallest of every process's numbers, so that all of them decide alike."""
-    return int(accelerator.gather(torch.tensor([number], device=accelerator.device)).min())
 
 
 def release(accelerator: Accelerator, module: nn.Module) -> None:

@@ -23,7 +23,7 @@ from finetune.train.checkpoint import Checkpoint, CheckpointFolder, Progress
 from finetune.train.device import memory_format, release
 from finetune.train.economy import recomputing, without_cache
 from finetune.train.events import Callback, EpochEnded, Notice, PhaseStarted, StepEnded, TrainingResumed
-from finetune.train.folding import folded
+from finetune.train.folding import Pair, find_pairs, folded
 from finetune.train.job import Batch, Job, Result
 from finetune.train.loader import batches_ahead
 from finetune.train.measure import choose_layer_groups, synchronise, validation_answers
@@ -80,6 +80,8 @@ def fit(
         for name, parameter in module.named_parameters()
         if name in names
     }
+    # Decided on the backbone's own weights, so that a resumed run decides alike.
+    pairs = _still_pairs(job)
     saved = checkpoints.load() if resume else None
     if saved is not None:
         put_back(saved.model, into=tensors_of(module, learned))
@@ -88,7 +90,7 @@ def fit(
     with (
         without_cache(module),
         recomputing(module, job.settings.gradient_checkpointing),
-        folded(module, _picture(job) if job.batchnorm == "freeze" else None),
+        folded(pairs),
     ):
         while progress.phase < len(job.plan.phases):
             phase = _PhaseRun(job, accelerator, checkpoints, anchors, emit, stop)
@@ -106,12 +108,12 @@ def fit(
     return Result(progress.history, progress.phases, progress.global_step, progress.choice, facts)
 
 
-def _picture(job: Job) -> Mapping[str, torch.Tensor] | None:
-    """A validation row as the network takes it; None for a network that has no BatchNorm for pictures."""
+def _still_pairs(job: Job) -> list[Pair]:
+    """What may be computed as one: only `freeze` keeps all BatchNorm still for the whole run."""
     module = job.model.module
-    if not any(isinstance(child, torch.nn.BatchNorm2d) for child in module.modules()):
-        return None
-    return to_tensors(job.collate(job.validation.inputs[:1]), next(module.parameters()).device)
+    if job.batchnorm != "freeze" or not any(isinstance(child, torch.nn.BatchNorm2d) for child in module.modules()):
+        return []
+    return find_pairs(module, to_tensors(job.collate(job.validation.inputs[:1]), next(module.parameters()).device))
 
 
 class _PhaseRun:

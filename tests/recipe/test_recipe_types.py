@@ -102,7 +102,7 @@ def test_every_task_has_metrics_of_its_own_by_default(task: str) -> None:
         ),
         (
             "causal_lm",
-            {"transfer": {"adapter": {"kind": "lora"}, "l2sp": {"coupling": "loss", "alpha": 0.1}}},
+            {"transfer": {"adapter": {"kind": "lora"}, "l2sp": {"coupling": "loss", "alpha": 0.3}}},
             "transfer.l2sp.alpha: an adapter leaves the pretrained weights where they are",
         ),
         ("causal_lm", {"evaluation": {"memorisation": {"ngram": 60}}}, "hold no run of ngram; raise max_new_tokens"),
@@ -126,7 +126,9 @@ def test_a_key_of_another_kind_of_task_is_refused(task: str, section: dict[str, 
 
 def test_an_adapter_may_be_pulled_to_zero() -> None:
     transfer = {"adapter": {"kind": "lora"}, "l2sp": {"coupling": "decoupled", "beta": 0.1}}
-    assert Recipe(**{**RECIPE, "task": "causal_lm", "transfer": transfer}).transfer.l2sp.beta == 0.1
+    recipe = Recipe(**{**RECIPE, "task": "causal_lm", "transfer": transfer})
+    assert recipe.transfer.l2sp.beta == 0.1
+    assert Recipe.model_validate_json(recipe.model_dump_json()) == recipe
 
 
 def test_a_key_of_another_kind_of_task_may_hold_its_default() -> None:

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import timm
 import torch
+from picture_samples import picture_job
 from torch import nn
+from train_samples import train
 
-from finetune.train.folding import folded
+from finetune.errors import Interrupted
+from finetune.train.events import StepEnded
+from finetune.train.folding import find_pairs, folded
 
 
 class Wrapped(nn.Module):
@@ -57,8 +62,10 @@ def test_answers_and_gradients_are_the_same(name: str) -> None:
     count = sum(isinstance(layer, nn.BatchNorm2d) for layer in module.modules())
     before = {key: tensor.clone() for key, tensor in module.state_dict().items()}
     logits, gradients = answers(module)
-    with folded(module, picture(1)) as number:
-        assert number == count > 0
+    pairs = find_pairs(module, picture(1))
+    assert len(pairs) == count > 0
+    with folded(pairs):
+        assert sum("forward" in vars(layer) for layer in module.modules()) == 2 * count
         inside, of_inside = answers(module)
     torch.testing.assert_close(inside, logits, rtol=1e-4, atol=1e-4)
     assert of_inside.keys() == gradients.keys()
@@ -71,25 +78,29 @@ def test_answers_and_gradients_are_the_same(name: str) -> None:
 def test_modes_are_as_before_even_where_the_network_fails() -> None:
     module = settled(nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Dropout(0.5)))
     module.network[2].train()
-    with folded(module, picture(1)) as number:
-        assert number == 1
-        assert [layer.training for layer in module.network] == [False, False, True]
-    with pytest.raises(RuntimeError, match="channels"), folded(module, {"pixel_values": torch.zeros(1, 5, 8, 8)}):
-        pytest.fail("a picture of five channels was taken")
+    assert len(find_pairs(module, picture(1))) == 1
+    assert [layer.training for layer in module.network] == [False, False, True]
+    with pytest.raises(RuntimeError, match="channels"):
+        find_pairs(module, {"pixel_values": torch.zeros(1, 5, 8, 8)})
     assert not any(layer._forward_hooks or layer._forward_pre_hooks for layer in module.modules())
     assert [layer.training for layer in module.network] == [False, False, True]
 
 
 class ReadTwice(nn.Module):
-    """What the convolution puts out is normalised, and also added as it is."""
+    """What the convolution puts out is normalised, and also added as it is; with the gate closed the answers do not tell."""
 
-    def __init__(self) -> None:
+    def __init__(self, gate: float = 1.0) -> None:
         super().__init__()
-        self.conv, self.norm = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)
+        self.conv, self.norm, self.gate = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Parameter(torch.tensor(gate))
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
         seen = self.conv(pixels)
-        return (seen + self.norm(seen)).mean(dim=(2, 3))
+        return (self.norm(seen) + self.gate * seen).mean(dim=(2, 3))
+
+
+class Closed(ReadTwice):
+    def __init__(self) -> None:
+        super().__init__(gate=0.0)
 
 
 class UsedTwice(nn.Module):
@@ -114,26 +125,48 @@ class NormFirst(nn.Module):
         return self.conv(self.norm(pixels)).mean(dim=(2, 3))
 
 
-@pytest.mark.parametrize("network", [ReadTwice, UsedTwice, NormFirst])
+@pytest.mark.parametrize("network", [ReadTwice, Closed, UsedTwice, NormFirst])
 def test_what_is_no_pair_is_left_alone(network: type[nn.Module]) -> None:
-    module = settled(network())
-    logits, _ = answers(module)
-    with folded(module, picture(1)) as number:
-        assert number == 0
-        assert torch.equal(answers(module)[0], logits)
+    assert find_pairs(settled(network()), picture(1)) == []
 
 
-def test_a_subclass_may_do_anything_and_is_left_alone() -> None:
+def test_a_subclass_or_a_changed_layer_may_do_anything_and_is_left_alone() -> None:
     class Louder(nn.BatchNorm2d):
         def forward(self, pixels: torch.Tensor) -> torch.Tensor:
             return 2 * super().forward(pixels)
 
-    with folded(settled(nn.Sequential(nn.Conv2d(3, 4, 3), Louder(4))), picture(1)) as number:
-        assert number == 0
+    assert find_pairs(settled(nn.Sequential(nn.Conv2d(3, 4, 3), Louder(4))), picture(1)) == []
+    changed = settled(nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)))
+    convolution: Any = changed.network[0]
+    convolution.forward = own = lambda pixels: 2 * nn.Conv2d.forward(convolution, pixels)
+    assert find_pairs(changed, picture(1)) == []
+    assert convolution.forward is own
 
 
-def test_without_a_sample_nothing_is_tried() -> None:
-    module = settled(nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)))
-    with folded(module, None) as number:
-        assert number == 0
-        assert not any("forward" in vars(layer) for layer in module.modules())
+def test_a_bias_and_missing_weights_are_taken_along() -> None:
+    module = settled(
+        nn.Sequential(nn.Conv2d(3, 4, 3, bias=True), nn.BatchNorm2d(4, affine=False), nn.ReLU(inplace=True))
+    )
+    logits, gradients = answers(module)
+    with folded(find_pairs(module, picture(1))):
+        inside, of_inside = answers(module)
+    torch.testing.assert_close(inside, logits, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(of_inside["network.0.bias"], gradients["network.0.bias"], rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("policy", ["freeze", "train", "recalibrate"])
+def test_runs_fold_what_stands_still_and_put_it_back(tmp_path: Path, policy: str) -> None:
+    job, folded_in = picture_job(batchnorm=policy), list[int]()
+    layers = list(job.model.module.modules())
+    count = lambda: sum("forward" in vars(layer) for layer in layers)  # noqa: E731
+    train(job, tmp_path, emit=lambda event: folded_in.append(count()) if isinstance(event, StepEnded) else None)
+    norms = sum(isinstance(layer, nn.BatchNorm2d) for layer in layers)
+    assert set(folded_in) == ({2 * norms} if policy == "freeze" else {0})
+    assert count() == 0
+
+
+def test_a_stopped_run_leaves_the_network_plain(tmp_path: Path) -> None:
+    job = picture_job(batchnorm="freeze")
+    with pytest.raises(Interrupted):
+        train(job, tmp_path, stop=lambda: True)
+    assert not any("forward" in vars(layer) for layer in job.model.module.modules())

@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import os
 import random
-import subprocess
-import sys
 import warnings
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from accelerate.utils import DistributedType
-from train_samples import environment, small_model
+from train_samples import small_model
 
 from finetune.errors import RecipeError
 from finetune.train import device
@@ -160,41 +157,3 @@ def test_networks_with_depthwise_convolutions_get_channels_last_on_a_cpu() -> No
     assert memory_format(depthwise, "auto", torch.device("cuda"), frozen=True) == torch.contiguous_format
     assert memory_format(dense, "channels_last", on_cpu, frozen=False) == torch.channels_last
     assert memory_format(depthwise, "contiguous", on_cpu, frozen=True) == torch.contiguous_format
-
-
-SLOW_DELIVERY = """
-import sys, time
-from datetime import timedelta
-import torch.distributed as dist
-from accelerate import Accelerator
-from finetune.train.device import least_of_all, wait_for_everyone, waiting_group
-
-rank = int(sys.argv[1])
-timeout = timedelta(seconds=5)
-dist.init_process_group("gloo", init_method=f"file://{sys.argv[2]}", rank=rank, world_size=2, timeout=timeout)
-print("least", least_of_all(7 + rank, Accelerator(cpu=True)))
-group = waiting_group()
-if rank == 0:
-    time.sleep(2 * timeout.total_seconds())
-wait_for_everyone(group)
-print("done")
-"""
-
-
-def test_processes_wait_longer_for_one_another_than_a_collective_operation_may_take(tmp_path: Path) -> None:
-    # The address is what Accelerate asks for; the processes meet in a file.
-    alone = environment(
-        OMP_NUM_THREADS="1", GLOO_SOCKET_IFNAME="lo", CUDA_VISIBLE_DEVICES="", WORLD_SIZE="2",
-        MASTER_ADDR="127.0.0.1", MASTER_PORT="29500",
-    )  # fmt: skip
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", SLOW_DELIVERY, str(rank), str(tmp_path / "meet")],
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env={**alone, "RANK": str(rank), "LOCAL_RANK": str(rank)},
-        )
-        for rank in (0, 1)
-    ]  # fmt: skip
-    said = [process.communicate(timeout=200)[0] for process in processes]
-    for process, text in zip(processes, said, strict=True):
-        assert process.returncode == 0, text
-        assert text.splitlines()[-2:] == ["least 7", "done"]
