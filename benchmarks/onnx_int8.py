@@ -29,7 +29,7 @@ from finetune.export.choose import Limits, Workbench, Yardstick, open_form
 from finetune.export.convnet import try_static
 from finetune.export.judge import judge_by
 from finetune.export.kinds import EXPORTS
-from finetune.export.onnx import evaluating, export_onnx
+from finetune.export.onnx import evaluating_on_cpu, export_onnx
 from finetune.export.parity import Batch, Logits, Predict, measure_latency, predict_rows
 from finetune.export.quantize import candidates, quantize_dynamic_int8
 from finetune.export.stages import torch_predict
@@ -65,7 +65,7 @@ def texts(name: str, seconds: float) -> None:
     model = AutoModelForSequenceClassification.from_pretrained(folder, config=config)
     names = ["input_ids", "attention_mask", *(["token_type_ids"] if getattr(config, "type_vocab_size", 0) > 1 else [])]
     candidate = candidates(int8_target(cpu().flags))[0]
-    with tempfile.TemporaryDirectory() as scratch, evaluating(model):
+    with tempfile.TemporaryDirectory() as scratch, evaluating_on_cpu(model):
         fp32, int8 = Path(scratch) / "model.onnx", Path(scratch) / "model.int8.onnx"
         axes = {0: ("batch", 65536), 1: ("length", 128)}
         export_onnx(model, batch(names, 3, 8, config.vocab_size), fp32, axes=axes)
@@ -101,7 +101,7 @@ def images(rows: int, seconds: float) -> None:
     validation = encoder.encode([pictures[index] for index in order[:rows]])
     calibration = encoder.encode([pictures[index] for index in order[rows : rows + 256]])
     model, kind = lite0(), EXPORTS["image"]
-    with tempfile.TemporaryDirectory() as folder, evaluating(model):
+    with tempfile.TemporaryDirectory() as folder, evaluating_on_cpu(model):
         scratch = Path(folder)
         export_onnx(model, kind.example(encoder, validation), scratch / "model.onnx", axes=kind.axes(encoder))
         prepared = kind.prepared(encoder)

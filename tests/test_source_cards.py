@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 import yaml
+from gguf_headers import gguf_header
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny_gguf import gguf_header
 
 from finetune.errors import SourceError
 from finetune.source_cards import find_card, read_card_metadata

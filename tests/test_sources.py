@@ -13,8 +13,8 @@ from typing import Any, Literal
 
 import huggingface_hub as hub
 import pytest
+from gguf_headers import gguf_header
 from huggingface_hub import constants, errors, utils
-from tiny_gguf import gguf_header
 
 from finetune.errors import SourceError
 from finetune.model_files import first_line, has_safetensors

@@ -13,7 +13,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
 from finetune.export import image, text
 from finetune.export.calibrate import collect
-from finetune.export.onnx import evaluating, export_onnx
+from finetune.export.onnx import evaluating_on_cpu, export_onnx
 from finetune.export.parity import predict_rows
 from finetune.export.stages import torch_predict
 from finetune.preprocess import Encoded, TextEncoder, TextPreprocess
@@ -49,7 +49,7 @@ def setting(encoder: TextEncoder, rows: list[Encoded], tmp_path_factory: pytest.
     folder = tmp_path_factory.mktemp("bert")
     model = build("bert")
     model.save_pretrained(folder / "model")  # type: ignore[operator]
-    with evaluating(model):
+    with evaluating_on_cpu(model):
         logits = predict_rows(torch_predict(model), encoder, rows, 16)
     path = folder / "onnx" / "model.onnx"
     export_onnx(model, encoder.collate(rows[:2]), path, axes=text.axes(encoder))

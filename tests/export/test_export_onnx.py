@@ -11,7 +11,7 @@ from torch import nn
 
 from finetune.errors import ExportError
 from finetune.export import onnx as export_module
-from finetune.export.onnx import OPSET, evaluating, export_onnx
+from finetune.export.onnx import OPSET, evaluating_on_cpu, export_onnx
 from finetune.export.parity import check_shapes
 from finetune.export.stages import torch_predict
 from finetune.export.text import shape_examples
@@ -29,7 +29,7 @@ def worst_difference(model: nn.Module, path: Path, encoder: TextEncoder, rows: l
         for shape in shapes
     ]
     examples = [*plain, *shape_examples(encoder, rows)]
-    with evaluating(model):
+    with evaluating_on_cpu(model):
         return check_shapes(torch_predict(model), lambda batch: run_logits(session, batch), examples)
 
 
