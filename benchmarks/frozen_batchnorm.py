@@ -10,13 +10,13 @@ the least times. Weights are random: speed does not depend on them. Pixels lie i
 
 from __future__ import annotations
 
-import argparse
 import time
 from types import SimpleNamespace
 from typing import Any
 
 import timm
 import torch
+from step_options import options
 from torch import nn
 
 from finetune.hardware import cpu
@@ -40,12 +40,7 @@ class Answering(nn.Module):
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--models", nargs="+", default=MODELS, help="timm architectures")
-    parser.add_argument("--size", type=int, default=224, help="height and width in pixels that the network sees")
-    parser.add_argument("--batch", type=int, default=16, help="images per step")
-    parser.add_argument("--steps", type=int, default=6, help="timed steps of each form")
-    arguments = parser.parse_args()
+    arguments = options(__doc__, MODELS)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     where = (
         torch.cuda.get_device_name() if device.type == "cuda" else f"{cpu().model}, {torch.get_num_threads()} threads"

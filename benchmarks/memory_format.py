@@ -10,11 +10,11 @@ least times. Weights are random: speed does not depend on them. Batch normalisat
 
 from __future__ import annotations
 
-import argparse
 import time
 
 import timm
 import torch
+from step_options import options
 from torch import nn
 
 from finetune.hardware import cpu
@@ -24,12 +24,7 @@ MODELS = ["tf_efficientnet_lite0", "mobilenetv3_small_100", "resnet18", "convnex
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--models", nargs="+", default=MODELS, help="timm architectures")
-    parser.add_argument("--size", type=int, default=224, help="height and width in pixels that the network sees")
-    parser.add_argument("--batch", type=int, default=16, help="images per step")
-    parser.add_argument("--steps", type=int, default=6, help="timed steps of each form")
-    arguments = parser.parse_args()
+    arguments = options(__doc__, MODELS)
     print(f"{cpu().model}, {torch.get_num_threads()} threads, {arguments.batch} images of {arguments.size} px a step\n")
     print("| network | batch normalisation | contiguous, ms | channels last, ms | ratio |\n|---|---|---|---|---|")
     for name in arguments.models:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -10,22 +9,10 @@ import yaml
 from gguf_headers import gguf_header
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from refusals import one_sentence, refused
 
 from finetune.errors import SourceError
 from finetune.source_cards import find_card, read_card_metadata
-
-
-def one_sentence(error: Exception) -> str:
-    text = str(error)
-    assert "\n" not in text
-    assert len(text) < 700
-    return text
-
-
-def refused(call: Callable[[], object]) -> str:
-    with pytest.raises(SourceError) as caught:
-        call()
-    return one_sentence(caught.value)
 
 
 def card(folder: Path, content: str | bytes) -> Path:

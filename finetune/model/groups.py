@@ -9,13 +9,13 @@ used many times (ALBERT) are one layer group; a tied weight belongs to the lowes
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 from torch import nn
 
 from finetune.errors import SourceError
+from finetune.model.modes import evaluating
 from finetune.model_files import first_line
 
 
@@ -168,7 +168,7 @@ def first_runs(model: nn.Module, run: Callable[[], object], trial: str) -> dict[
 
     handles = [module.register_forward_pre_hook(note(name)) for name, module in model.named_modules()]
     try:
-        with eval_mode(model), torch.no_grad():
+        with evaluating(model), torch.no_grad():
             run()
     except Exception as error:  # whatever this architecture's own code raises
         raise SourceError(
@@ -178,18 +178,6 @@ def first_runs(model: nn.Module, run: Callable[[], object], trial: str) -> dict[
         for handle in handles:
             handle.remove()
     return seen
-
-
-@contextmanager
-def eval_mode(model: nn.Module) -> Iterator[None]:
-    """Run without dropout and batch statistics; afterwards each module is in the mode that it was in."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training
 
 
 def _merge_parallel(lists: Sequence[list[str]], first_run: Mapping[str, int]) -> list[Block]:

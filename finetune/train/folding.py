@@ -18,6 +18,8 @@ import torch
 from torch import Tensor, nn
 
 from finetune.model.modes import evaluating
+from finetune.train.job import Job
+from finetune.train.predict import to_tensors
 
 # Rounding apart, a folded network answers as it did.
 TOLERANCE = 1e-3
@@ -51,6 +53,14 @@ class Pair:
                 shift = -mean * scale
                 self._parts = scale, shift if norm.bias is None else shift + norm.bias
         return self._parts
+
+
+def pairs_of(job: Job) -> list[Pair]:
+    """What a job may compute as one: only `batchnorm: freeze` keeps all BatchNorm still for the whole run."""
+    module = job.model.module
+    if job.batchnorm != "freeze" or not any(isinstance(child, nn.BatchNorm2d) for child in module.modules()):
+        return []
+    return find_pairs(module, to_tensors(job.collate(job.validation.inputs[:1]), next(module.parameters()).device))
 
 
 def find_pairs(module: nn.Module, sample: Mapping[str, Tensor]) -> list[Pair]:

@@ -23,7 +23,7 @@ from finetune.train.checkpoint import Checkpoint, CheckpointFolder, Progress
 from finetune.train.device import memory_format, release
 from finetune.train.economy import recomputing, without_cache
 from finetune.train.events import Callback, EpochEnded, Notice, PhaseStarted, StepEnded, TrainingResumed
-from finetune.train.folding import Pair, find_pairs, folded
+from finetune.train.folding import folded, pairs_of
 from finetune.train.job import Batch, Job, Result
 from finetune.train.loader import batches_ahead
 from finetune.train.measure import choose_layer_groups, synchronise, validation_answers
@@ -38,7 +38,6 @@ from finetune.train.phase import (
     set_trainable,
     tensors_of,
 )
-from finetune.train.predict import to_tensors
 from finetune.train.recalibration import settle_batchnorm
 from finetune.train.records import describe_epoch, describe_phase, is_better
 from finetune.train.step import Stepper
@@ -81,7 +80,7 @@ def fit(
         if name in names
     }
     # Decided on the backbone's own weights, so that a resumed run decides alike.
-    pairs = _still_pairs(job)
+    pairs = pairs_of(job)
     saved = checkpoints.load() if resume else None
     if saved is not None:
         put_back(saved.model, into=tensors_of(module, learned))
@@ -106,14 +105,6 @@ def fit(
     facts = settle_batchnorm(replace(job, model=whole), accelerator, trained, progress.best, emit)
     module.to(memory_format=torch.contiguous_format)
     return Result(progress.history, progress.phases, progress.global_step, progress.choice, facts)
-
-
-def _still_pairs(job: Job) -> list[Pair]:
-    """What may be computed as one: only `freeze` keeps all BatchNorm still for the whole run."""
-    module = job.model.module
-    if job.batchnorm != "freeze" or not any(isinstance(child, torch.nn.BatchNorm2d) for child in module.modules()):
-        return []
-    return find_pairs(module, to_tensors(job.collate(job.validation.inputs[:1]), next(module.parameters()).device))
 
 
 class _PhaseRun:
