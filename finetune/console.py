@@ -93,7 +93,12 @@ class Console:
         data, metric = report.data, report.metric
         columns = SPEEDS.get(str(data["run"].get("modality")), LATENCIES)
         table = Table(box=None, pad_edge=False, padding=(0, 2), header_style="dim")
-        for column in ("form", metric + " (test)", "size", *columns):
+        for column in (
+            "form",
+            f"{metric} (test{', weighted' if data['audit'].get('weights') else ''})",
+            "size",
+            *columns,
+        ):
             table.add_column(column, justify="left" if column == "form" else "right")
         for form in ("torch", "onnx", "int8"):
             part = data["export"][form]

@@ -64,14 +64,24 @@ class Scales:
     def measure(self, answers: np.ndarray, rows: Rows) -> dict[str, Any]:
         """All that the report says about the answers to some rows."""
         answers = self.modality.by_input(answers, rows)
-        return self.judge.evaluate(answers, rows.labels, self.data.labels, self.metrics, seed=self.recipe.seed)
+        names, seed = self.data.labels, self.recipe.seed
+        return self.judge.evaluate(answers, rows.labels, names, self.metrics, seed=seed, weights=rows.weights)
 
     def calibrate(self, validation: np.ndarray, test: np.ndarray) -> dict[str, Any] | None:
         """report["calibration"]: fitted on validation rows, measured on test rows."""
         if self.judge.calibrate is None or not self.recipe.evaluation.calibration:
             return None
+        ours, theirs = self.data.validation, self.data.test
         bins = self.recipe.evaluation.calibration_bins
-        return self.judge.calibrate(validation, self.data.validation.labels, test, self.data.test.labels, bins)
+        return self.judge.calibrate(
+            validation,
+            ours.labels,
+            test,
+            theirs.labels,
+            bins,
+            validation_weights=ours.weights,
+            test_weights=theirs.weights,
+        )
 
 
 def deliver(
@@ -188,7 +198,7 @@ def _export(
     judge = judge_by(scales.task.target.name, metric, rows.labels)
     given = ExportRequest(
         module, partial, rows.inputs, rows.labels, encoder, plan, judge,
-        answers=validation, calibration=calibration, progress=watch.step,
+        answers=validation, calibration=calibration, progress=watch.step, weights=rows.weights,
     )  # fmt: skip
     return scales.modality.export(given)
 

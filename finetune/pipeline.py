@@ -97,7 +97,7 @@ def _train(
 ) -> Result:  # fmt: skip
     """Run the plan of phases; the best weights are left in the network."""
     target, metric = checked.task.target, recipe.evaluation.metric
-    judge = EVALUATIONS[target.name]
+    judge, counted = EVALUATIONS[target.name], setup.validation.weights
     job = Job(
         model=setup.model,
         plan=build_plan(recipe.transfer, recipe.train, len(setup.model.groups)),
@@ -108,11 +108,14 @@ def _train(
         task=checked.task,
         settings=recipe.train,
         l2sp=recipe.transfer.l2sp,
-        class_weights=target.class_weights(recipe.train.class_weights, data.train.labels, data.labels),
-        score=lambda logits, labels: judge.score(metric, scale.up(logits), labels),
-        validation_loss=lambda logits, labels: judge.score("loss", scale.up(logits), labels),
+        class_weights=target.class_weights(
+            recipe.train.class_weights, data.train.labels, data.labels, data.train.weights
+        ),
+        score=lambda logits, labels: judge.score(metric, scale.up(logits), labels, counted),
+        validation_loss=lambda logits, labels: judge.score("loss", scale.up(logits), labels, counted),
         higher_is_better=judge.higher_is_better(metric),
         seed=recipe.seed,
+        row_weights=data.train.weights,
         batchnorm=recipe.transfer.batchnorm,
         workers=setup.workers,
         collate_of_phase=setup.collate_of_phase,

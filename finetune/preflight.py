@@ -239,4 +239,6 @@ def _check_metrics(recipe: Recipe, task: TaskSpec, inspection: Inspection) -> No
         from finetune.evaluation import EVALUATIONS
 
         classes = len(inspection.labels) if inspection.labels else 2
-        EVALUATIONS[task.target.name].check_metrics(names, classes=classes)
+        EVALUATIONS[task.target.name].check_metrics(
+            names, classes=classes, weighted=recipe.data.weight_column is not None
+        )

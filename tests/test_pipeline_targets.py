@@ -22,6 +22,7 @@ def write_table(path: Path, header: tuple[str, ...], rows: list[tuple[object, ..
 
 
 def run_task(folder: Path, backbone: Path, data: Path, task: str, *settings: str) -> Report:
+    folder.mkdir(exist_ok=True)
     overrides = [f"task={task}", f"output={folder / 'bundle'}", *QUICK, *settings]
     return run(load_recipe(write_recipe(folder, backbone, data), overrides))
 
@@ -54,6 +55,72 @@ def test_several_labels_are_learned_from_texts(tmp_path: Path, tiny_backbone: Pa
     assert answer.labels == ("kitchen",)
     assert validate_card((report.bundle / "README.md").read_text("utf-8")) == []
     assert main(["check", str(report.bundle)]) == 0
+
+
+def test_labels_that_nobody_is_sure_of_count_less_in_training_and_in_every_number(
+    tmp_path: Path, tiny_backbone: Path
+) -> None:
+    """Three rows of five carry a wrong label, each with a twentieth of a row's weight: unweighted, they would win."""
+    wrong = {"harbour": "kitchen", "kitchen": "orchard", "orchard": "harbour"}
+    rows: list[tuple[object, ...]] = [
+        (text, wrong[label], "guess") if i % 5 < 3 else (text, label, "sure")
+        for i, (text, label) in enumerate(make_rows(300))
+    ]
+    data = write_table(tmp_path / "rows.csv", ("text", "label", "rater"), rows)
+    report = run_task(
+        tmp_path, tiny_backbone, data, "text_classification",
+        "data.weight_column=rater", "data.weight_map={guess: 0.05, sure: 1}",
+    )  # fmt: skip
+    for form in ("test", "test_served"):
+        measured = report.data["metrics"][form]
+        assert measured["accuracy"]["value"] > 0.8
+        assert measured["accuracy"]["low"] < measured["accuracy"]["value"] < measured["accuracy"]["high"]
+        assert measured["unweighted"]["accuracy"] < 0.6
+        right = sum(measured["confusion"][label][label] for label in range(3))
+        assert measured["unweighted"]["accuracy"] == pytest.approx(right / measured["rows"])
+    majority = report.data["baselines"]["majority"]["accuracy"]
+    assert majority < report.data["metrics"]["test"]["accuracy"]["value"]
+    assert report.data["audit"]["weights"]["rows"] == [{"weight": 0.05, "rows": 180}, {"weight": 1.0, "rows": 120}]
+    answer = Predictor(report.bundle).predict("a ship near the quay with an anchor")[0]
+    assert answer.label == "harbour"
+    card = (report.bundle / "README.md").read_text("utf-8")
+    assert validate_card(card) == []
+    assert "Accuracy, weighted" in card
+    assert "180 by 0.050 and 120 by 1.000" in card
+    assert "weighted accuracy" in (report.bundle / "report.html").read_text("utf-8")
+    assert main(["check", str(report.bundle)]) == 0
+
+
+@pytest.mark.parametrize("task", ["text_multi_label_classification", "text_regression"])
+def test_weights_that_are_all_alike_change_nothing(tmp_path: Path, tiny_backbone: Path, task: str) -> None:
+    """A power of two scales without rounding, so the trained weights are the same bits."""
+    labels = {"harbour": 1, "kitchen": 2, "orchard": 4}
+    rows: list[tuple[object, ...]] = [(text, labels[label], 2) for text, label in make_rows(90)]
+    data = write_table(tmp_path / "rows.csv", ("text", "label", "counts"), rows)
+    runs = [
+        run_task(tmp_path / name, tiny_backbone, data, task, "transfer.epochs=1", *settings)
+        for name, settings in (("plain", ()), ("weighted", ("data.weight_column=counts",)))
+    ]
+    one, other = ((run.bundle / "model" / "model.safetensors").read_bytes() for run in runs)
+    assert one == other
+    plain, weighted = ({**run.data["metrics"]["test"]} for run in runs)
+    assert weighted.pop("weight") == 2 * weighted["rows"]
+    values = {name: entry["value"] for name, entry in plain.items() if isinstance(entry, dict) and "value" in entry}
+    assert {name: weighted[name]["value"] for name in values} == pytest.approx(values)
+    assert weighted.pop("unweighted") == pytest.approx(values)
+    for fitted in {"temperature", "interval"} & set(runs[0].data["calibration"]):
+        assert runs[0].data["calibration"][fitted] == pytest.approx(runs[1].data["calibration"][fitted])
+
+
+def test_a_metric_that_cannot_weigh_rows_is_refused_before_anything_is_read(
+    tmp_path: Path, tiny_backbone: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows: list[tuple[object, ...]] = [(text, label, 1) for text, label in make_rows(60)]
+    data = write_table(tmp_path / "rows.csv", ("text", "label", "sure"), rows)
+    recipe = write_recipe(tmp_path, tiny_backbone, data)
+    asked = ["data.weight_column=sure", "evaluation.metrics=[accuracy, 'evaluate:mcc']"]
+    assert main(["validate", str(recipe), *asked]) == 2
+    assert "'evaluate:mcc' cannot count rows by data.weight_column" in capsys.readouterr().err
 
 
 def test_a_number_that_is_none_is_named(

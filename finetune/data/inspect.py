@@ -18,6 +18,7 @@ from finetune.data.read import Reading, fields_of, read_rows, reading_of, refuse
 from finetune.data.rows import RawLabel, Rows
 from finetune.data.tables import DELIMITER_OF_FORMAT, open_parquet, require_columns
 from finetune.data.targets import map_labels, name_labels
+from finetune.data.weights import map_weights
 from finetune.errors import DataError
 from finetune.recipe.types import DataSettings
 from finetune.sources import Source
@@ -113,6 +114,7 @@ def _conclude(reading: Reading, settings: DataSettings, tables: Mapping[str, Row
     places = [place for rows in read.values() for place in rows.places]
     raw = [label for rows in read.values() for label in rows.labels]
     labels = map_labels(reading.labelling, raw, places, settings.label_map)
+    map_weights([weight for rows in read.values() for weight in rows.weights], places, settings.weight_map)
     names, _ = name_labels(reading.labelling, labels, places, settings, None)
     if settings.splits.stratify and settings.stratify_by is None and reading.labelling.every_split and POOL in read:
         refuse_single_rows(Counter(map(str, _of_pool(read, labels))), limited=False)

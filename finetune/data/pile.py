@@ -12,9 +12,10 @@ from finetune.data.images import judge_unreadable
 from finetune.data.load import Tables
 from finetune.data.modalities import Modality
 from finetune.data.near import text_key
-from finetune.data.rows import Input, RawLabel
+from finetune.data.rows import Input, RawLabel, RawWeight
 from finetune.data.split import sample_rows
 from finetune.data.targets import Labelling, map_labels
+from finetune.data.weights import map_weights
 from finetune.errors import DataError
 from finetune.recipe.types import AuditSettings, DataSettings
 
@@ -23,7 +24,7 @@ from finetune.recipe.types import AuditSettings, DataSettings
 class Pile:
     """Rows as columns; `roles` says which table each row came from.
 
-    `strata` is empty unless the recipe names columns to stratify by. `identities` and `keys`, which order the rows, are
+    `strata` and `weights` are empty unless the recipe names columns for them. `identities` and `keys`, which order the rows, are
     there once the inputs were examined.
     """
 
@@ -32,6 +33,7 @@ class Pile:
     places: tuple[str, ...]
     roles: tuple[str, ...]
     strata: tuple[str, ...] = ()
+    weights: tuple[RawWeight, ...] = ()
     identities: tuple[str, ...] = ()
     keys: tuple[int, ...] = ()
 
@@ -72,13 +74,18 @@ def pile_of(tables: Tables) -> Pile:
         places=tuple(places),
         roles=tuple(role for role, table in rows.items() for _ in table.places),
         strata=tuple(stratum for table in rows.values() for stratum in table.strata),
+        weights=tuple(weight for table in rows.values() for weight in table.weights),
     )
 
 
 def clean(pile: Pile, modality: Modality, labelling: Labelling, settings: DataSettings, seed: int) -> Cleaned:
-    """Drop empty and unreadable inputs, name the labels' values, apply the limit, and treat identical inputs as asked."""
+    """Drop empty and unreadable inputs, translate the values of labels and weights, apply the limit, and treat identical inputs as asked."""
     rows = len(pile)
-    pile = replace(pile, labels=map_labels(labelling, pile.labels, pile.places, settings.label_map))
+    pile = replace(
+        pile,
+        labels=map_labels(labelling, pile.labels, pile.places, settings.label_map),
+        weights=map_weights(pile.weights, pile.places, settings.weight_map),
+    )
     pile, empty, warnings = _without_empty(pile, modality, settings)
     if settings.limit is not None:
         pile = _sample(pile, modality, labelling, settings.limit, seed)

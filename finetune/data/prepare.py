@@ -19,6 +19,7 @@ from finetune.data.pile import Pile, clean, pile_of
 from finetune.data.rows import SPLITS, LabelledData, Split, fingerprint
 from finetune.data.split import assign_splits
 from finetune.data.targets import LABELLINGS, Labelling, name_labels
+from finetune.data.weights import Weights, describe_weights
 from finetune.errors import DataError
 from finetune.recipe.types import AuditSettings, DataSettings
 from finetune.sources import Source
@@ -42,6 +43,7 @@ def prepare_data(
     declared = next((rows.label_order for rows in tables.rows.values() if rows.label_order), None)
     names, index = name_labels(labelling, pile.labels, pile.places, settings, declared)
     labels = labelling.array(pile.labels, (names, index))
+    weights = np.array(pile.weights, dtype=np.float64) if pile.weights else None
     duplicates = find_duplicates(pile.identities, lambda distinct: modality.near(distinct, examined, settings))
     splits = _splits(pile, labels, labelling, duplicates, tables, settings)
     _refuse_empty(splits, duplicates, cleaned.facts["dropped_duplicates"], divided=not tables.named)
@@ -58,17 +60,19 @@ def prepare_data(
         **modality.describe(pile.inputs, pile.identities, examined),
         **describe_duplicates(duplicates, pile.places),
         **leaks,
+        "weights": None if weights is None else describe_weights(str(settings.weight_column), weights, splits),
         "similarity_threshold": modality.threshold(settings),
         "warnings": list(dict.fromkeys(warnings)),
         "seconds": round(time.perf_counter() - started, 3),
     }
     rows = {split: [row for row, at in enumerate(splits) if at == split] for split in SPLITS}
-    parts = {split: _part(pile, labels, of_split) for split, of_split in rows.items()}
+    parts = {split: _part(pile, labels, weights, of_split) for split, of_split in rows.items()}
     contents = [
         (parts[split].labels, [modality.content(pile.inputs[row], pile.identities[row]) for row in rows[split]])
         for split in SPLITS
     ]
-    return LabelledData(names, **parts, audit=audit, fingerprint=fingerprint(names, contents))
+    identity = fingerprint(names, contents, [parts[split].weights for split in SPLITS])
+    return LabelledData(names, **parts, audit=audit, fingerprint=identity)
 
 
 def _splits(
@@ -180,5 +184,10 @@ def _unused_names(tables: Tables, names: Sequence[str]) -> list[str]:
     return [f"the data set declares labels that no row has: {', '.join(unused[:5])}"] if unused else []
 
 
-def _part(pile: Pile, labels: NDArray[Any], rows: Sequence[int]) -> Split:
-    return Split(tuple(pile.inputs[row] for row in rows), labels[rows], tuple(pile.places[row] for row in rows))
+def _part(pile: Pile, labels: NDArray[Any], weights: Weights | None, rows: Sequence[int]) -> Split:
+    return Split(
+        tuple(pile.inputs[row] for row in rows),
+        labels[rows],
+        tuple(pile.places[row] for row in rows),
+        None if weights is None else weights[rows],
+    )

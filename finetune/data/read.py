@@ -10,7 +10,7 @@ from finetune.data.label_cells import LabelRules, refuse_fractions
 from finetune.data.language import ReadCell
 from finetune.data.layout import DataFile, Layout
 from finetune.data.modalities import MODALITIES, Modality
-from finetune.data.rows import Input, RawLabel, Rows
+from finetune.data.rows import Input, RawLabel, RawWeight, Rows
 from finetune.data.tables import (
     DELIMITER_OF_FORMAT,
     DELIMITERS,
@@ -23,6 +23,7 @@ from finetune.data.tables import (
     read_parquet,
 )
 from finetune.data.targets import LABELLINGS, Labelling, label_rules
+from finetune.data.weights import read_weight
 from finetune.errors import DataError
 from finetune.recipe.types import DataSettings
 from finetune.tasks import TaskSpec
@@ -39,6 +40,7 @@ class Reading:
     labelling: Labelling
     columns: Columns
     rules: LabelRules
+    weights_mapped: bool
     encoding: str
     delimiter: str | None
     header: tuple[str, ...] | None
@@ -53,9 +55,11 @@ def reading_of(task: TaskSpec, settings: DataSettings) -> Reading:
         )
     modality = MODALITIES[task.modality]
     labelling = LABELLINGS[task.target.name]
-    columns = Columns(modality.columns(settings), labelling.columns(settings), settings.stratify_by or ())
+    columns = Columns(
+        modality.columns(settings), labelling.columns(settings), settings.stratify_by or (), settings.weight_column
+    )
     return Reading(
-        modality, modality.cell(settings), labelling, columns, label_rules(settings),
+        modality, modality.cell(settings), labelling, columns, label_rules(settings), settings.weight_map is not None,
         settings.encoding, settings.delimiter, settings.columns, modality.root(settings),
     )  # fmt: skip
 
@@ -69,6 +73,7 @@ class Collected:
     labels: list[RawLabel] = field(default_factory=list)
     places: list[str] = field(default_factory=list)
     strata: list[str] = field(default_factory=list)
+    weights: list[RawWeight] = field(default_factory=list)
     columns: tuple[str, ...] = ()
     fallback: list[str] = field(default_factory=list)
     kinds: dict[str, str] = field(default_factory=dict)
@@ -79,6 +84,8 @@ class Collected:
         self._append(item, record.labels, place)
         if record.strata:
             self.strata.append(_STRATUM.join("" if cell is None else str(cell).strip() for cell in record.strata))
+        if self.reading.columns.weight is not None:
+            self.weights.append(read_weight(record.weight, place, mapped=self.reading.weights_mapped))
 
     def add_file(self, file: DataFile) -> None:
         """One file of a folder."""
@@ -99,8 +106,10 @@ class Collected:
 
     def rows(self, notes: tuple[str, ...], label_order: tuple[str, ...] | None = None) -> Rows:
         """Everything that was gathered."""
-        columns = (tuple(self.inputs), tuple(self.labels), tuple(self.places), tuple(self.strata))
-        return Rows(self.columns, *columns, label_order=label_order, notes=notes)
+        return Rows(
+            self.columns, tuple(self.inputs), tuple(self.labels), tuple(self.places), tuple(self.strata), tuple(self.weights),
+            label_order=label_order, notes=notes,
+        )  # fmt: skip
 
 
 def read_rows(layout: Layout, reading: Reading) -> Rows:
@@ -144,7 +153,11 @@ def refuse_misplaced(layout: Layout, reading: Reading) -> None:
                 )
     if layout.format == "folder":
         records = [key for key, _ in reading.columns.inputs if key not in ("text_column", "image_column")]
-        named = {"stratify_by": reading.columns.strata, "label_columns": reading.rules.columns}
+        named = {
+            "stratify_by": reading.columns.strata,
+            "label_columns": reading.rules.columns,
+            "weight_column": reading.columns.weight,
+        }
         for key in [*(key for key, columns in named.items() if columns), *records]:
             kind = "a folder per class" if reading.modality.class_files.classes else "a folder of documents"
             raise DataError(f"data.{key} names columns, but {place} is {kind}; remove it, or give a table")

@@ -20,13 +20,16 @@ Input = str | Conversation | ImageFile
 RawLabel = str | tuple[str, ...] | float
 """One label's name or value, the labels of a row (none is a label set too), or a number: by the task's target.
 0.0 where texts are their own answer."""
+RawWeight = float | str
+"""How much a row counts, or the value of the weight column that data.weight_map has a weight for."""
 
 
 @dataclass(frozen=True)
 class Rows:
     """Rows as they were read: an empty text stands for a missing one; a label is always there.
 
-    `strata` holds the row's values of data.stratify_by as one string, and is empty where the recipe names none.
+    `strata` holds the row's values of data.stratify_by as one string, and `weights` those of data.weight_column, as they are
+    written where data.weight_map names them; both are empty where the recipe names no column.
     `label_order` is the index order that the data itself declares (a ClassLabel), `notes` are sentences for the audit.
     """
 
@@ -35,6 +38,7 @@ class Rows:
     labels: tuple[RawLabel, ...]
     places: tuple[str, ...]
     strata: tuple[str, ...] = ()
+    weights: tuple[RawWeight, ...] = ()
     label_order: tuple[str, ...] | None = None
     notes: tuple[str, ...] = ()
 
@@ -47,12 +51,14 @@ class Split:
     """The rows of one split: inputs, their labels, and where each row came from.
 
     Labels are indices (int64, shape (N,)) for a single label, 0 and 1 (float32, (N, C)) for several, and values
-    (float32, (N,)) for regression; a language model's rows have none, so theirs are 0.
+    (float32, (N,)) for regression; a language model's rows have none, so theirs are 0. Weights are how much each row counts
+    (float64, (N,), all above 0), None where all count alike.
     """
 
     inputs: tuple[Input, ...]
     labels: NDArray[Any]
     places: tuple[str, ...]
+    weights: NDArray[np.float64] | None = None
 
     def __len__(self) -> int:
         return len(self.inputs)
@@ -70,12 +76,16 @@ class LabelledData:
     fingerprint: str
 
 
-def fingerprint(names: Iterable[str], contents: Iterable[tuple[NDArray[Any], Sequence[str]]]) -> str:
-    """SHA-256 in hex over label names, contents of the inputs, labels, split membership and row order.
+def fingerprint(
+    names: Iterable[str],
+    contents: Iterable[tuple[NDArray[Any], Sequence[str]]],
+    weights: Iterable[NDArray[np.float64] | None] = (),
+) -> str:
+    """SHA-256 in hex over label names, contents of the inputs, labels, split membership, row order, and weights of rows.
 
     `contents` holds, per split, the labels and one string per row that says what its input is: the text, or the digest
     of an image's pixels. Every item is written with its length first, so that no two different data sets spell the same
-    bytes.
+    bytes. `weights` holds those of each split; where rows have none they add nothing.
     """
     digest = hashlib.sha256()
 
@@ -93,4 +103,7 @@ def fingerprint(names: Iterable[str], contents: Iterable[tuple[NDArray[Any], Seq
         digest.update(np.ascontiguousarray(labels, dtype="<f4" if labels.dtype.kind == "f" else "<i8").tobytes())
         for item in inputs:
             add(item)
+    for of_split in weights:
+        if of_split is not None:
+            digest.update(b"weights" + np.ascontiguousarray(of_split, dtype="<f8").tobytes())
     return digest.hexdigest()

@@ -31,19 +31,22 @@ class Columns:
     inputs: tuple[tuple[str, str], ...]
     labels: tuple[str, ...]
     strata: tuple[str, ...] = ()
+    weight: str | None = None
 
     @property
     def by_key(self) -> tuple[tuple[str, str], ...]:
         """Every column with the key of the recipe that names it."""
         label_key = "label_column" if len(self.labels) == 1 else "label_columns"
         labels = [(label_key, name) for name in self.labels]
-        return (*self.inputs, *labels, *(("stratify_by", name) for name in self.strata))
+        weight = () if self.weight is None else (("weight_column", self.weight),)
+        return (*self.inputs, *labels, *(("stratify_by", name) for name in self.strata), *weight)
 
     def pick(self, cells: Mapping[str, object], place: str) -> Record:
         """One row of a table from its cells; what is absent is None."""
         labels = tuple(cells.get(name) for name in self.labels)
         inputs = tuple(cells.get(name) for _, name in self.inputs)
-        return Record(inputs, labels, tuple(cells.get(name) for name in self.strata), place)
+        strata = tuple(cells.get(name) for name in self.strata)
+        return Record(inputs, labels, strata, None if self.weight is None else cells.get(self.weight), place)
 
 
 class Record(NamedTuple):
@@ -52,6 +55,7 @@ class Record(NamedTuple):
     inputs: tuple[object, ...]
     labels: tuple[object, ...]
     strata: tuple[object, ...]
+    weight: object
     place: str
 
 

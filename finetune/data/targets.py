@@ -24,9 +24,9 @@ from finetune.data.balance import (
     value_warnings,
 )
 from finetune.data.label_cells import LabelRules, ReadLabel, label_set, number, one_label
-from finetune.data.label_map import LabelMap
 from finetune.data.labels import resolve_labels
 from finetune.data.rows import RawLabel
+from finetune.data.value_map import ValueMap
 from finetune.errors import DataError
 from finetune.recipe.types import DataSettings
 
@@ -88,9 +88,9 @@ def map_labels(
     """The labels under the names of data.label_map; DataError for a value without a name or a name without a value."""
     if names is None:
         return tuple(labels)
-    known = LabelMap(names)
+    known = ValueMap("data.label_map", "name", names)
     mapped = tuple(
-        labelling.of_members([known.name(value, place) for value in labelling.members(label)])
+        labelling.of_members([known.look_up(value, place) for value in labelling.members(label)])
         for label, place in zip(labels, places, strict=True)
     )
     known.refuse_unused()

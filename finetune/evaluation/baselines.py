@@ -13,7 +13,7 @@ import numpy.typing as npt
 from finetune.evaluation import linear, multi_label, regression, single_label
 from finetune.evaluation.features import pixels, tfidf
 from finetune.evaluation.linear import Strength
-from finetune.evaluation.logits import Floats
+from finetune.evaluation.logits import Floats, Weights, checked_weights, weighted_mean
 from finetune.evaluation.spec import Measure
 from finetune.preprocess.image_file import MAX_PIXELS
 
@@ -35,33 +35,33 @@ class Features:
 class Models:
     """The two baselines of one target; each gives logits for the test rows.
 
-    blind(train labels, number of test rows, number of outputs); linear as in `finetune.evaluation.linear`.
+    blind(train labels, number of test rows, number of outputs, train weights); linear as in `finetune.evaluation.linear`.
     """
 
     blind_name: str
-    blind: Callable[[npt.NDArray[Any], int, int], Floats]
+    blind: Callable[[npt.NDArray[Any], int, int, Weights], Floats]
     linear_name: str
-    linear: Callable[[Any, npt.NDArray[Any], Any, int, Strength, int], Floats]
+    linear: Callable[[Any, npt.NDArray[Any], Any, int, Strength, int, Weights], Floats]
     measure: Measure
 
 
-def majority_label(labels: npt.NDArray[Any], rows: int, outputs: int) -> Floats:
+def majority_label(labels: npt.NDArray[Any], rows: int, outputs: int, weights: Weights = None) -> Floats:
     """Always the most frequent training label (the first of equals), with the training shares as probabilities.
 
-    Shares are (count + 1) / (N + C), so that a label without a training row has a finite loss.
+    Shares are (count + 1) / (N + C), so that a label without a training row has a finite loss. Weights count where rows have them.
     """
-    counts = np.bincount(np.asarray(labels, dtype=np.int64), minlength=outputs)
+    counts = np.bincount(np.asarray(labels, dtype=np.int64), weights, minlength=outputs)
     return np.tile(np.log((counts + 1) / (counts.sum() + outputs)), (rows, 1))
 
 
-def majority_decisions(labels: npt.NDArray[Any], rows: int, outputs: int) -> Floats:
-    """Each label always or never, as most training rows have it, with their share as probability."""
-    return np.tile(linear.share_logits(labels), (rows, 1))
+def majority_decisions(labels: npt.NDArray[Any], rows: int, outputs: int, weights: Weights = None) -> Floats:
+    """Each label always or never, as most training rows (by weight) have it, with their share as probability."""
+    return np.tile(linear.share_logits(labels, weights), (rows, 1))
 
 
-def mean_label(labels: npt.NDArray[Any], rows: int, outputs: int) -> Floats:
-    """Always the mean of the training labels."""
-    return np.full((rows, 1), np.asarray(labels, dtype=np.float64).mean())
+def mean_label(labels: npt.NDArray[Any], rows: int, outputs: int, weights: Weights = None) -> Floats:
+    """Always the (weighted) mean of the training labels."""
+    return np.full((rows, 1), weighted_mean(np.asarray(labels, dtype=np.float64), weights))
 
 
 # Strengths were chosen on validation rows: TF-IDF on BBC News, pixels on ELPV.
@@ -80,7 +80,7 @@ MODELS = {
 def baselines(
     task: TaskSpec, data: LabelledData, metrics: Sequence[str], seed: int, *, max_pixels: int = MAX_PIXELS
 ) -> dict[str, dict[str, float | None]]:
-    """Two models without a network, fitted on the training rows and measured on the test rows.
+    """Two models without a network, fitted on the training rows and measured on the test rows, both by weight where rows have it.
 
     Returns {"majority" (regression: "mean"), and "tfidf_logreg", "tfidf_ridge", "pixels_logreg" or "pixels_ridge": {metric: value or
     None where it is undefined, ..., "seconds": s}}. Deterministic for a seed. Imports scikit-learn when called.
@@ -88,17 +88,19 @@ def baselines(
     """
     features, models = FEATURES[task.modality], MODELS[task.target.name]
     outputs = max(1, len(data.labels))
+    labels, rows = data.train.labels, len(data.test.labels)
+    weights = checked_weights(data.train.weights, len(labels))
 
     def timed(answer: Callable[[], Floats]) -> dict[str, float | None]:
         started = time.perf_counter()
-        values = models.measure(metrics, answer(), data.test.labels)
+        values = models.measure(metrics, answer(), data.test.labels, data.test.weights)
         return {**values, "seconds": time.perf_counter() - started}
 
     def fitted() -> Floats:
         train, test = features.build(data.train.inputs, data.test.inputs, max_pixels)
-        return models.linear(train, data.train.labels, test, outputs, features.strength, seed)
+        return models.linear(train, labels, test, outputs, features.strength, seed, weights)
 
     return {
-        models.blind_name: timed(lambda: models.blind(data.train.labels, len(data.test.labels), outputs)),
+        models.blind_name: timed(lambda: models.blind(labels, rows, outputs, weights)),
         f"{features.name}_{models.linear_name}": timed(fitted),
     }

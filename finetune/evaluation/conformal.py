@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from finetune.evaluation.intervals import CONFIDENCE, wilson
-from finetune.evaluation.logits import checked_numbers
+from finetune.evaluation.logits import Weights, checked_numbers
 
 LEVEL = 0.9
 """Share of new rows that the interval is to hold."""
@@ -36,11 +36,16 @@ def interval_report(
     test_logits: npt.NDArray[Any],
     test_labels: npt.NDArray[Any],
     bins: int,
+    validation_weights: Weights = None,
+    test_weights: Weights = None,
 ) -> dict[str, Any]:
     """Half-width fitted on validation rows; the share of test rows that the interval holds, with a 95 % confidence interval.
 
     Returns {"interval": half-width, "level", "width", "coverage", "coverage_low", "coverage_high", "rows": validation rows}; all but
     "level" and "rows" are None where there are too few validation rows. `bins` has no meaning for numbers.
+    Weights are not used, on purpose: the promise holds for rows that are exchangeable, and is about new rows, each of which counts as
+    one. Quantiles of weighted errors keep it only for weights that say how much likelier a row is where the model will work
+    (Tibshirani et al. 2019), and weights that say how much a label is trusted do not.
     Raises TrainingError (answers not finite), DataError (rows and labels do not fit).
     """
     reach = half_width(validation_logits, validation_labels)

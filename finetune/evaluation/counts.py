@@ -16,6 +16,7 @@ class Counts:
     """What these metrics are functions of; each array ends in a label axis, (..., C).
 
     hits: rows of a label that were given that label. truth: rows of a label. predicted: rows given that label.
+    A row counts 1, or its weight, so the numbers need not be whole.
     """
 
     hits: Floats
@@ -23,8 +24,8 @@ class Counts:
     predicted: Floats
 
     @classmethod
-    def of(cls, confusion: Integers) -> Counts:
-        """Counts of one confusion matrix (C, C), rows = truth."""
+    def of(cls, confusion: Integers | Floats) -> Counts:
+        """Counts of one confusion matrix (C, C), rows = truth; of rows, or of their weights."""
         cells = confusion.astype(np.float64)
         return cls(np.diagonal(cells).copy(), cells.sum(axis=1), cells.sum(axis=0))
 
@@ -68,10 +69,15 @@ def micro(per_label: Callable[[Counts], Floats]) -> Callable[[Counts], Floats]:
     return summed
 
 
-def per_class(counts: Counts, label_names: Sequence[str]) -> dict[str, dict[str, float | int]]:
-    """Precision, recall, F1 and the number of true rows of each label, JSON-ready. Counts: arrays (C,)."""
-    table = zip(label_names, precision(counts), recall(counts), f1(counts), counts.truth, strict=True)
+def per_class(
+    counts: Counts, support: Integers | Floats, label_names: Sequence[str]
+) -> dict[str, dict[str, float | int]]:
+    """Precision, recall, F1 and the number of true rows of each label, JSON-ready.
+
+    Args: counts, arrays (C,), of weighted rows where rows have weights; support (C,), the true rows themselves.
+    """
+    table = zip(label_names, precision(counts), recall(counts), f1(counts), support, strict=True)
     return {
-        label: {"precision": float(p), "recall": float(r), "f1": float(f), "support": int(support)}
-        for label, p, r, f, support in table
+        label: {"precision": float(p), "recall": float(r), "f1": float(f), "support": int(rows)}
+        for label, p, r, f, rows in table
     }

@@ -10,7 +10,7 @@ import contextlib
 import importlib.util
 import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from finetune.errors import RecipeError
+from finetune.evaluation.logits import Weights
 from finetune.recipe.task_names import METRICS
 
 PREFIX = "evaluate:"
@@ -41,6 +42,16 @@ GIVEN = {
     "regression": Given("numbers", None, "float"),
 }
 _OFFLINE = ("HF_HUB_OFFLINE", "HF_EVALUATE_OFFLINE", "HF_DATASETS_OFFLINE", "TRANSFORMERS_OFFLINE")
+
+
+def refuse_weighted(names: Sequence[str]) -> None:
+    """RecipeError for the first `evaluate:` metric among the names: such a script takes answers and labels, and no weights."""
+    for name in names:
+        if name.startswith(PREFIX):
+            raise RecipeError(
+                f"evaluation.metrics: '{name}' cannot count rows by data.weight_column; "
+                "name built-in metrics, or remove data.weight_column"
+            )
 
 
 def load(metric: str, target: str) -> Any:
@@ -85,8 +96,15 @@ def try_out(metric: str, target: str, sample: npt.NDArray[Any]) -> None:
     _compute(module, metric, target, sample, sample)
 
 
-def value(metric: str, target: str, predictions: npt.NDArray[Any], labels: npt.NDArray[Any]) -> float | None:
-    """The metric of predictions against true labels, (N,) or (N, C) each; None if it is NaN or infinite."""
+def value(
+    metric: str, target: str, predictions: npt.NDArray[Any], labels: npt.NDArray[Any], weights: Weights = None
+) -> float | None:
+    """The metric of predictions against true labels, (N,) or (N, C) each; None if it is NaN or infinite.
+
+    RecipeError for rows with weights, before anything is loaded.
+    """
+    if weights is not None:
+        refuse_weighted([metric])
     number = _compute(load(metric, target), metric, target, predictions, labels)
     return number if math.isfinite(number) else None
 

@@ -1,4 +1,4 @@
-"""Confidence intervals: Wilson for a proportion, the seeded bootstrap for everything else."""
+"""Confidence intervals: Wilson for a proportion of rows that count alike, the seeded bootstrap for everything else."""
 
 from __future__ import annotations
 
@@ -28,60 +28,90 @@ def wilson(successes: int, rows: int, confidence: float) -> tuple[float, float]:
     return min(max(0.0, (centre - reach) / scale), share), max(min(1.0, (centre + reach) / scale), share)
 
 
-def resample_confusion(confusion: Integers, resamples: int, seed: int) -> Counts:
-    """Counts of `resamples` bootstrap samples, arrays (R, C).
+def resample_counts(
+    truth: Integers, predicted: Integers, classes: int, resamples: int, seed: int, weights: Floats | None = None
+) -> Counts:
+    """Counts of `resamples` bootstrap samples of rows, arrays (R, C). Args: truth, predicted and weights, (N,) each.
 
-    Drawing N rows with replacement and counting them by (truth, prediction) is one multinomial draw over the
-    confusion matrix's cells, so no row is ever touched again.
+    Rows of one truth, prediction and weight are alike to every metric of counts. Drawing N rows with replacement is therefore one
+    multinomial draw over these cells, and no row is ever touched again; rows are drawn, not weight, and then count by their weight.
     """
-    classes = len(confusion)
-    truth, predicted = np.nonzero(confusion)
-    cells = confusion[truth, predicted]
-    rows = int(cells.sum())
-    generator = np.random.default_rng(seed)
+    truth, predicted, rows, weight = _cells(truth, predicted, weights)
     counts = Counts(*(np.zeros((resamples, classes)) for _ in range(3)))
-    by_prediction = np.argsort(predicted, kind="stable")
-    truth_names, truth_starts = np.unique(truth, return_index=True)
-    predicted_names, predicted_starts = np.unique(predicted[by_prediction], return_index=True)
-    right = truth == predicted
-    step = max(1, _CHUNK // len(cells))
+
+    def grouped(cells: Integers, labels: Integers) -> tuple[Integers, Integers, Integers]:
+        """Cells in an order that keeps each label's together, the labels that occur, and where each of them begins."""
+        return cells, *np.unique(labels[cells], return_index=True)
+
+    sums = [
+        (counts.hits, *grouped(np.flatnonzero(truth == predicted), truth)),
+        (counts.truth, *grouped(np.arange(len(truth)), truth)),
+        (counts.predicted, *grouped(np.argsort(predicted, kind="stable"), predicted)),
+    ]
+    generator = np.random.default_rng(seed)
+    total = rows.sum()
+    step = max(1, _CHUNK // len(rows))
     for start in range(0, resamples, step):
         part = slice(start, min(start + step, resamples))
-        drawn = generator.multinomial(rows, cells / rows, size=part.stop - part.start)
-        counts.hits[part, truth[right]] = drawn[:, right]
-        counts.truth[part, truth_names] = np.add.reduceat(drawn, truth_starts, axis=1)
-        counts.predicted[part, predicted_names] = np.add.reduceat(drawn[:, by_prediction], predicted_starts, axis=1)
+        drawn = generator.multinomial(total, rows / total, size=part.stop - part.start) * weight
+        for result, cells, labels, starts in sums:
+            result[part, labels] = np.add.reduceat(drawn[:, cells], starts, axis=1)
     return counts
 
 
-def resample_means(values: Floats, resamples: int, seed: int) -> Floats:
-    """Means of `resamples` bootstrap samples of values (N,), as (R,)."""
+def _cells(truth: Integers, predicted: Integers, weights: Floats | None) -> tuple[Integers, Integers, Integers, Floats]:
+    """Truth, prediction, number of rows and weight of each kind of row, (K,) each, in order of truth, then prediction, then weight."""
+    weights = np.ones(len(truth)) if weights is None else weights
+    order = np.lexsort((weights, predicted, truth))
+    truth, predicted, weights = truth[order], predicted[order], weights[order]
+    changes = (np.diff(truth) != 0) | (np.diff(predicted) != 0) | (np.diff(weights) != 0)
+    first = np.append(0, np.flatnonzero(changes) + 1)
+    return truth[first], predicted[first], np.diff(np.append(first, len(order))), weights[first]
+
+
+def resample_means(values: Floats, resamples: int, seed: int, weights: Floats | None = None) -> Floats:
+    """Means of `resamples` bootstrap samples of values (N,), as (R,); of rows that count `weights` (N,), or alike for None."""
     generator = np.random.default_rng(seed)
     rows = len(values)
     step = max(1, _CHUNK // rows)
     means = np.empty(resamples)
     for start in range(0, resamples, step):
         size = min(step, resamples - start)
-        means[start : start + size] = values[generator.integers(0, rows, size=(size, rows))].mean(axis=1)
+        drawn = generator.integers(0, rows, size=(size, rows))
+        counted = None if weights is None else weights[drawn]
+        means[start : start + size] = np.average(values[drawn], axis=1, weights=counted)
     return means
 
 
-def resampled_weights(rows: int, resamples: int, seed: int) -> Iterator[Floats]:
-    """How often each row is drawn in each bootstrap sample, as parts (r, N) of the whole (R, N), so that memory stays small."""
+def measured_weights(rows: int, weights: Floats | None) -> Floats:
+    """Row weights (1, N) that give a formula's measured value: `weights` (N,), or one each for None."""
+    return np.ones((1, rows)) if weights is None else weights[None]
+
+
+def resampled_weights(rows: int, resamples: int, seed: int, weights: Floats | None = None) -> Iterator[Floats]:
+    """How much each row counts in each bootstrap sample, as parts (r, N) of the whole (R, N), so that memory stays small.
+
+    That is how often it is drawn, times its own weight where `weights` (N,) are given: rows are drawn, not weight.
+    """
     generator = np.random.default_rng(seed)
     step = max(1, _CHUNK // (4 * rows))  # the formulas hold a few arrays of this size at once
     for start in range(0, resamples, step):
         size = min(step, resamples - start)
         cells = generator.integers(0, rows, size=(size, rows)) + rows * np.arange(size)[:, None]
-        yield np.bincount(cells.ravel(), minlength=size * rows).reshape(size, rows).astype(np.float64)
+        drawn = np.bincount(cells.ravel(), minlength=size * rows).reshape(size, rows).astype(np.float64)
+        yield drawn if weights is None else drawn * weights
 
 
 def resample(
-    formulas: Mapping[str, Callable[[Floats], Floats]], rows: int, resamples: int, seed: int
+    formulas: Mapping[str, Callable[[Floats], Floats]],
+    rows: int,
+    resamples: int,
+    seed: int,
+    weights: Floats | None = None,
 ) -> dict[str, Floats]:
     """Each formula, a function of row weights (r, N) giving (r,), over the same `resamples` bootstrap samples: arrays (R,)."""
-    parts = [{name: formula(weights) for name, formula in formulas.items()}
-             for weights in resampled_weights(rows, resamples, seed)]  # fmt: skip
+    parts = [{name: formula(counted) for name, formula in formulas.items()}
+             for counted in resampled_weights(rows, resamples, seed, weights)]  # fmt: skip
     return {name: np.concatenate([part[name] for part in parts]) for name in formulas}
 
 

@@ -11,6 +11,8 @@ from finetune.errors import DataError, TrainingError
 
 Floats = npt.NDArray[np.float64]
 Integers = npt.NDArray[np.int64]
+Weights = npt.NDArray[Any] | None
+"""How much each row counts, (N,), finite and above 0; None where every row counts alike."""
 
 
 def checked(logits: npt.NDArray[Any], labels: npt.NDArray[Any]) -> tuple[Floats, Integers]:
@@ -60,6 +62,27 @@ def checked_numbers(logits: npt.NDArray[Any], labels: npt.NDArray[Any]) -> tuple
     answers = logits.reshape(len(labels), 1)
     _refuse_non_finite(answers)
     return answers[:, 0], labels
+
+
+def checked_weights(weights: Weights, rows: int) -> Floats | None:
+    """Weights as float64 (None stays None); DataError unless there is one for each row, finite and above 0."""
+    if weights is None:
+        return None
+    weights = np.asarray(weights, dtype=np.float64)
+    if weights.shape != (rows,):
+        raise DataError(
+            f"evaluation: weights of shape {weights.shape} do not fit {rows} rows; give one weight for each row"
+        )
+    if bad := int((~(np.isfinite(weights) & (weights > 0))).sum()):
+        raise DataError(
+            f"evaluation: {bad} of {rows} weights are not finite numbers above 0; give each row such a weight, or leave the row out"
+        )
+    return weights
+
+
+def weighted_mean(values: Floats, weights: Floats | None) -> float:
+    """Mean of one value per row (N,), of rows that count `weights` (N,), or alike for None."""
+    return float(values.mean()) if weights is None else float(np.average(values, weights=weights))
 
 
 def _misfit(logits: npt.NDArray[Any], labels: npt.NDArray[Any], shapes: str) -> DataError:

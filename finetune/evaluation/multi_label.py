@@ -1,7 +1,8 @@
 """Metrics of any number of labels per row, by name, with confidence intervals; every result is ready for strict JSON.
 
 A row is given each label whose probability is above one half, that is, whose logit is above zero. Every built-in metric is
-a function of the rows and their weights: weights of one give the value, the counts of a bootstrap sample give the interval.
+a function of the rows and their weights: the rows' own weights (one each where they have none) give the value, and these times
+the counts of a bootstrap sample give the interval.
 """
 
 from __future__ import annotations
@@ -17,8 +18,8 @@ import numpy.typing as npt
 from finetune.errors import DataError, RecipeError
 from finetune.evaluation import external
 from finetune.evaluation.counts import Counts, f1, macro, micro, per_class, precision, recall
-from finetune.evaluation.intervals import CONFIDENCE, RESAMPLES, percentiles, resample, wilson
-from finetune.evaluation.logits import Floats, checked_decisions, decision_losses
+from finetune.evaluation.intervals import CONFIDENCE, RESAMPLES, measured_weights, percentiles, resample, wilson
+from finetune.evaluation.logits import Floats, Weights, checked_decisions, checked_weights, decision_losses
 from finetune.evaluation.names import known
 from finetune.evaluation.ranking import Ranking
 from finetune.recipe.task_names import METRICS as NAMES
@@ -33,10 +34,16 @@ _LEAST_RESAMPLES = 200
 
 @dataclass(frozen=True)
 class Answers:
-    """Rows as a model answered them: logits, and labels of 0 and 1, both (N, C)."""
+    """Rows as a model answered them: logits, and labels of 0 and 1, both (N, C), and the rows' weights (N,) if they have any."""
 
     logits: Floats
     labels: Floats
+    weights: Floats | None = None
+
+    @classmethod
+    def checked(cls, logits: npt.NDArray[Any], labels: npt.NDArray[Any], weights: Weights) -> Answers:
+        """As `checked_decisions` and `checked_weights` let them through."""
+        return cls(*checked_decisions(logits, labels), checked_weights(weights, len(labels)))
 
     @cached_property
     def given(self) -> Floats:
@@ -69,7 +76,8 @@ def _of_counts(formula: Callable[[Counts], Floats]) -> Formula:
 
 def _of_rows(values: Callable[[Answers], Floats]) -> Formula:
     """Mean over weighted rows of one value per row."""
-    return lambda answers, weights: np.asarray(weights @ values(answers) / weights.sum(axis=1))
+    # Both sums run in one order, so that where every row has the value 1 the mean is no less and no more.
+    return lambda answers, weights: np.asarray(weights @ values(answers) / (weights @ np.ones(weights.shape[1])))
 
 
 def _average_precision_macro(answers: Answers, weights: Floats) -> Floats:
@@ -99,11 +107,14 @@ FORMULAS: Mapping[str, Formula] = {
 """Functions of the answers and row weights (R, N), giving (R,)."""
 
 
-def check_metrics(names: Sequence[str], *, classes: int = 2) -> None:
+def check_metrics(names: Sequence[str], *, classes: int = 2, weighted: bool = False) -> None:
     """Make sure, before training, that every name can be computed; `evaluate:` metrics are tried on rows of `classes` labels.
 
-    Raises RecipeError: unknown name, evaluate library not installed, Hub not reachable, or a metric that cannot score rows of 0 and 1.
+    Raises RecipeError: unknown name, evaluate library not installed, Hub not reachable, a metric that cannot score rows of 0 and 1,
+    or, for rows that are `weighted`, any `evaluate:` metric.
     """
+    if weighted:
+        external.refuse_weighted(names)
     for name in names:
         if name.startswith(external.PREFIX):
             # Rows with one label, all but one, and all: every label occurs and is absent.
@@ -118,13 +129,15 @@ def higher_is_better(metric: str) -> bool:
     return known(metric, METRICS) != "loss"
 
 
-def score(metric: str, logits: npt.NDArray[Any], labels: npt.NDArray[Any]) -> float:
-    """One built-in metric from logits (N, C) and labels (N, C) of 0 and 1; `loss` is the mean binary cross-entropy in nats.
+def score(metric: str, logits: npt.NDArray[Any], labels: npt.NDArray[Any], weights: Weights = None) -> float:
+    """One built-in metric from logits (N, C) and labels (N, C) of 0 and 1, of rows that count `weights` (N,), or alike.
 
-    Raises RecipeError (unknown name), TrainingError (logits not finite), DataError (rows and labels do not fit, or no row has
-    any label and the metric is then undefined).
+    `loss` is the mean binary cross-entropy in nats.
+
+    Raises RecipeError (unknown name), TrainingError (logits not finite), DataError (rows, labels and weights do not fit, or no
+    row has any label and the metric is then undefined).
     """
-    value = _value(known(metric, METRICS), Answers(*checked_decisions(logits, labels)))
+    value = _value(known(metric, METRICS), Answers.checked(logits, labels, weights))
     if value is None:
         raise DataError(
             f"evaluation: '{metric}' is undefined because none of the {len(labels)} rows has a label; add rows or choose another metric"
@@ -132,9 +145,14 @@ def score(metric: str, logits: npt.NDArray[Any], labels: npt.NDArray[Any]) -> fl
     return value
 
 
-def measure(metrics: Sequence[str], logits: npt.NDArray[Any], labels: npt.NDArray[Any]) -> dict[str, float | None]:
-    """Values of built-in and `evaluate:` metrics without intervals; None where one is undefined."""
-    answers = Answers(*checked_decisions(logits, labels))
+def measure(
+    metrics: Sequence[str], logits: npt.NDArray[Any], labels: npt.NDArray[Any], weights: Weights = None
+) -> dict[str, float | None]:
+    """Values of built-in and `evaluate:` metrics without intervals; None where one is undefined.
+
+    With weights an `evaluate:` metric is a RecipeError.
+    """
+    answers = Answers.checked(logits, labels, weights)
     return {name: _any_value(name, answers) for name in metrics}
 
 
@@ -144,19 +162,23 @@ def evaluate(
     label_names: Sequence[str],
     metrics: Sequence[str],
     seed: int = 0,
+    weights: Weights = None,
     *,
     confidence: float = CONFIDENCE,
     resamples: int = RESAMPLES,
 ) -> dict[str, Any]:
     """Everything the report says about one set of rows, JSON-ready.
 
-    Args: logits (N, C); labels (N, C) of 0 and 1; label_names, C of them; metrics, built-in names or `evaluate:NAME_OR_PATH`.
+    Args: logits (N, C); labels (N, C) of 0 and 1; label_names, C of them; metrics, built-in names or `evaluate:NAME_OR_PATH`;
+    weights (N,).
     Returns: {"rows", "loss" and each metric: {"value", "low", "high"}, "per_class": {label: {"precision", "recall", "f1", "support",
     "average_precision" (None where no row has the label), "threshold", "confusion": [[true negatives, false positives],
     [false negatives, true positives]]}}}. Low and high are None for `evaluate:` metrics.
+    With weights all of these are of weighted rows, apart from "rows", "support" and "confusion", which count rows; and there are
+    "weight", the sum, and "unweighted": {metric and "loss": value} where every row counts alike.
     Raises RecipeError, TrainingError, DataError as `score` does.
     """
-    answers = Answers(*checked_decisions(logits, labels))
+    answers = Answers.checked(logits, labels, weights)
     rows, outputs = answers.labels.shape
     if len(label_names) != outputs:
         raise RecipeError(
@@ -169,12 +191,14 @@ def evaluate(
     for name, value in values.items():
         low: float | None = None
         high: float | None = None
-        if name == "exact_match":
+        if name == "exact_match" and answers.weights is None:
             low, high = wilson(int(_exact(answers).sum()), rows, confidence)
         elif value is not None and name in samples:
             low, high = percentiles(value, samples[name], confidence)
         result[name] = {"value": value, "low": low, "high": high}
     result["per_class"] = _per_class(answers, label_names)
+    if answers.weights is not None:
+        result |= {"weight": float(answers.weights.sum()), "unweighted": measure(names, logits, labels)}
     return result
 
 
@@ -197,13 +221,14 @@ def hardness(logits: npt.NDArray[Any], labels: npt.NDArray[Any]) -> Floats:
 
 
 def _value(metric: str, answers: Answers) -> float | None:
-    value = float(FORMULAS[metric](answers, np.ones((1, len(answers.labels))))[0])
+    value = float(FORMULAS[metric](answers, measured_weights(len(answers.labels), answers.weights))[0])
     return None if np.isnan(value) else value
 
 
 def _any_value(metric: str, answers: Answers) -> float | None:
     if metric.startswith(external.PREFIX):
-        return external.value(metric, "multi_label", answers.given.astype(np.int64), answers.labels.astype(np.int64))
+        given, labels = answers.given.astype(np.int64), answers.labels.astype(np.int64)
+        return external.value(metric, "multi_label", given, labels, answers.weights)
     return _value(known(metric, METRICS), answers)
 
 
@@ -215,19 +240,23 @@ def _samples(names: Sequence[str], answers: Answers, resamples: int, seed: int) 
 
     def draw(some: Sequence[str], count: int) -> dict[str, Floats]:
         formulas = {name: lambda weights, name=name: FORMULAS[name](answers, weights) for name in some}
-        return resample(formulas, len(answers.labels), count, seed)
+        return resample(formulas, len(answers.labels), count, seed, answers.weights)
 
     return draw([name for name in names if name not in sorting], resamples) | draw(sorted(sorting), fewer)
 
 
 def _per_class(answers: Answers, label_names: Sequence[str]) -> dict[str, dict[str, Any]]:
-    one = np.ones((1, len(answers.labels)))
-    whole = answers.counts(one)
-    counts = Counts(whole.hits[0], whole.truth[0], whole.predicted[0])
+    """Ratios of weighted rows, and counts of rows, for each label."""
+    weights = measured_weights(len(answers.labels), answers.weights)
+    counts, rows = (
+        Counts(whole.hits[0], whole.truth[0], whole.predicted[0])
+        for whole in (answers.counts(weights), answers.counts(np.ones_like(weights)))
+    )
+    averages = answers.average_precisions(weights)[0]
     result: dict[str, dict[str, Any]] = {}
-    for k, (label, basic) in enumerate(per_class(counts, label_names).items()):
-        hits, truth, given = (int(part[k]) for part in (counts.hits, counts.truth, counts.predicted))
-        average = float(answers.rankings[k].average_precision(one)[0])
+    for k, (label, basic) in enumerate(per_class(counts, rows.truth, label_names).items()):
+        hits, truth, given = (int(part[k]) for part in (rows.hits, rows.truth, rows.predicted))
+        average = float(averages[k])
         result[label] = {
             **basic,
             "average_precision": None if np.isnan(average) else average,

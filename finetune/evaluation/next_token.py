@@ -4,7 +4,8 @@ A tally is what one sequence came to, a row of (N, 3): the sum of its tokens' ne
 tokens, and how many of them were the model's first choice. Nobody keeps the logits (T, V) that it was made from. Each metric is a
 ratio of two sums over sequences, so that a token counts the same wherever it stands, and not less in a long text.
 
-A tally already holds what was right, so `labels` are not looked at anywhere here. They may be None.
+A tally already holds what was right, so `labels` are not looked at anywhere here. They may be None. Nor are `weights`: a text counts
+by its tokens, and recipes of language models have no data.weight_column.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import numpy.typing as npt
 from finetune.errors import DataError, RecipeError, TrainingError
 from finetune.evaluation import external
 from finetune.evaluation.intervals import CONFIDENCE, RESAMPLES, percentiles, resample
-from finetune.evaluation.logits import Floats
+from finetune.evaluation.logits import Floats, Weights
 from finetune.evaluation.names import known
 from finetune.recipe.task_names import METRICS as NAMES
 
@@ -122,8 +123,10 @@ def by_document(tallies: npt.NDArray[Any], rows: Sequence[Sequence[int]]) -> Flo
     return summed
 
 
-def check_metrics(names: Sequence[str], *, classes: int = 2) -> None:
+def check_metrics(names: Sequence[str], *, classes: int = 2, weighted: bool = False) -> None:
     """Make sure, before training, that every name can be computed. RecipeError for an unknown name or an `evaluate:` metric."""
+    if weighted:
+        external.refuse_weighted(names)
     for name in names:
         _known(name)
 
@@ -133,12 +136,14 @@ def higher_is_better(metric: str) -> bool:
     return _known(metric) in RISING
 
 
-def score(metric: str, tallies: npt.NDArray[Any], labels: _Labels = None) -> float:
+def score(metric: str, tallies: npt.NDArray[Any], labels: _Labels = None, weights: Weights = None) -> float:
     """One metric of tallies (N, 3), over all their tokens. Raises RecipeError (unknown name), and what `checked_tallies` does."""
     return _value(_known(metric), checked_tallies(tallies))
 
 
-def measure(metrics: Sequence[str], tallies: npt.NDArray[Any], labels: _Labels = None) -> dict[str, float | None]:
+def measure(
+    metrics: Sequence[str], tallies: npt.NDArray[Any], labels: _Labels = None, weights: Weights = None
+) -> dict[str, float | None]:
     """Values of metrics without intervals; errors as `score`."""
     tallies = checked_tallies(tallies)
     return {name: _value(_known(name), tallies) for name in metrics}
@@ -150,6 +155,7 @@ def evaluate(
     label_names: Sequence[str],
     metrics: Sequence[str],
     seed: int = 0,
+    weights: Weights = None,
     *,
     confidence: float = CONFIDENCE,
     resamples: int = RESAMPLES,

@@ -29,15 +29,15 @@ class Ranking:
     def average_precision(self, weights: Floats) -> Floats:
         """Σ_k (R_k − R_{k−1})·P_k over the thresholds, as scikit-learn computes it, (R,); NaN where no row has the label.
 
-        Weights: (R, N), how often each row counts.
+        Weights: (R, N), how often or how much each row counts.
         """
         ordered = weights[:, self.order]
         found = np.cumsum(ordered, axis=1)[:, self.ends]
         right = np.cumsum(ordered * self.labels, axis=1)[:, self.ends]
-        precision = right / np.maximum(found, 1)  # where nothing is found yet, nothing is gained either
+        precision = right / np.where(found > 0, found, 1)  # where nothing is found yet, nothing is gained either
         gained = np.diff(right, axis=1, prepend=0)
         total = right[:, -1]
-        return np.where(total > 0, (gained * precision).sum(axis=1) / np.maximum(total, 1), np.nan)
+        return np.where(total > 0, (gained * precision).sum(axis=1) / np.where(total > 0, total, 1), np.nan)
 
 
 @dataclass(frozen=True)
@@ -55,6 +55,9 @@ class Ranks:
         return cls(np.argsort(group, kind="stable"), starts, group)
 
     def weighted(self, weights: Floats) -> Floats:
-        """Mean rank of each row (R, N) among rows that count `weights` (R, N) times; equal values share one rank."""
+        """Mean rank of each row (R, N) among rows that count `weights` (R, N) times; equal values share one rank.
+
+        It is the middle of their stretch of the summed weight, plus 1/2, so that weights need not be whole.
+        """
         size = np.add.reduceat(weights[:, self.order], self.starts, axis=1)
         return (np.cumsum(size, axis=1) - (size - 1) / 2)[:, self.group]

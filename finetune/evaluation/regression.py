@@ -1,7 +1,7 @@
 """Metrics of a number per row, by name, with confidence intervals; every result is ready for strict JSON.
 
-Every built-in metric is a function of the rows and their weights: weights of one give the value, the counts of a bootstrap
-sample give the interval. They need no network and import nothing but numpy.
+Every built-in metric is a function of the rows and their weights: the rows' own weights (one each where they have none) give the
+value, and these times the counts of a bootstrap sample give the interval. They need no network and import nothing but numpy.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ import numpy.typing as npt
 
 from finetune.errors import DataError
 from finetune.evaluation import external
-from finetune.evaluation.intervals import CONFIDENCE, RESAMPLES, percentiles, resample
-from finetune.evaluation.logits import Floats, checked_numbers
+from finetune.evaluation.intervals import CONFIDENCE, RESAMPLES, measured_weights, percentiles, resample
+from finetune.evaluation.logits import Floats, Weights, checked_numbers, checked_weights
 from finetune.evaluation.names import known
 from finetune.evaluation.ranking import Ranks
 from finetune.recipe.task_names import METRICS as NAMES
@@ -35,10 +35,16 @@ QUANTILES = {"p05": 0.05, "p25": 0.25, "median": 0.5, "p75": 0.75, "p95": 0.95}
 
 @dataclass(frozen=True)
 class Answers:
-    """Rows as a model answered them: answers and labels, both (N,)."""
+    """Rows as a model answered them: answers and labels, both (N,), and the rows' weights (N,) if they have any."""
 
     answers: Floats
     labels: Floats
+    weights: Floats | None = None
+
+    @classmethod
+    def checked(cls, logits: npt.NDArray[Any], labels: npt.NDArray[Any], weights: Weights) -> Answers:
+        """As `checked_numbers` and `checked_weights` let them through."""
+        return cls(*checked_numbers(logits, labels), checked_weights(weights, len(labels)))
 
     @cached_property
     def errors(self) -> Floats:
@@ -99,11 +105,14 @@ FORMULAS: Mapping[str, Callable[[Answers, Floats], Floats]] = {
 """Functions of the rows and row weights (R, N), giving (R,)."""
 
 
-def check_metrics(names: Sequence[str], *, classes: int = 2) -> None:
+def check_metrics(names: Sequence[str], *, classes: int = 2, weighted: bool = False) -> None:
     """Make sure, before training, that every name can be computed; `evaluate:` metrics are tried on made-up numbers.
 
-    Raises RecipeError: unknown name, evaluate library not installed, Hub not reachable, or a metric that cannot score numbers.
+    Raises RecipeError: unknown name, evaluate library not installed, Hub not reachable, a metric that cannot score numbers, or, for
+    rows that are `weighted`, any `evaluate:` metric.
     """
+    if weighted:
+        external.refuse_weighted(names)
     for name in names:
         if name.startswith(external.PREFIX):
             external.try_out(name, "regression", np.array([0.25, -1.5, 3.75]))
@@ -116,13 +125,15 @@ def higher_is_better(metric: str) -> bool:
     return known(metric, METRICS) in RISING
 
 
-def score(metric: str, logits: npt.NDArray[Any], labels: npt.NDArray[Any]) -> float:
-    """One built-in metric from logits (N, 1) and labels (N,); `loss` is the mean squared error.
+def score(metric: str, logits: npt.NDArray[Any], labels: npt.NDArray[Any], weights: Weights = None) -> float:
+    """One built-in metric from logits (N, 1) and labels (N,), of rows that count `weights` (N,), or alike.
 
-    Raises RecipeError (unknown name), TrainingError (logits not finite), DataError (rows and labels do not fit, or all labels are
-    equal and the metric is then undefined).
+    `loss` is the mean squared error.
+
+    Raises RecipeError (unknown name), TrainingError (logits not finite), DataError (rows, labels and weights do not fit, or all
+    labels are equal and the metric is then undefined).
     """
-    value = _value(known(metric, METRICS), Answers(*checked_numbers(logits, labels)))
+    value = _value(known(metric, METRICS), Answers.checked(logits, labels, weights))
     if value is None:
         raise DataError(
             f"evaluation: '{metric}' is undefined because all {len(labels)} labels are equal; add rows or choose mae or rmse"
@@ -130,9 +141,14 @@ def score(metric: str, logits: npt.NDArray[Any], labels: npt.NDArray[Any]) -> fl
     return value
 
 
-def measure(metrics: Sequence[str], logits: npt.NDArray[Any], labels: npt.NDArray[Any]) -> dict[str, float | None]:
-    """Values of built-in and `evaluate:` metrics without intervals; None where one is undefined."""
-    rows = Answers(*checked_numbers(logits, labels))
+def measure(
+    metrics: Sequence[str], logits: npt.NDArray[Any], labels: npt.NDArray[Any], weights: Weights = None
+) -> dict[str, float | None]:
+    """Values of built-in and `evaluate:` metrics without intervals; None where one is undefined.
+
+    With weights an `evaluate:` metric is a RecipeError.
+    """
+    rows = Answers.checked(logits, labels, weights)
     return {name: _any_value(name, rows) for name in metrics}
 
 
@@ -142,6 +158,7 @@ def evaluate(
     label_names: Sequence[str],
     metrics: Sequence[str],
     seed: int = 0,
+    weights: Weights = None,
     *,
     confidence: float = CONFIDENCE,
     resamples: int = RESAMPLES,
@@ -149,18 +166,20 @@ def evaluate(
     """Everything the report says about one set of rows, JSON-ready.
 
     Args: logits (N, 1); labels (N,); label_names is empty, as numbers have no names; metrics, built-in names or
-    `evaluate:NAME_OR_PATH`.
+    `evaluate:NAME_OR_PATH`; weights (N,).
     Returns: {"rows", "loss" and each metric: {"value", "low", "high"}, "label_std", "residuals": {"min", "p05", "p25", "median", "p75",
     "p95", "max", "mean"} of answer − truth, "points": [[truth, answer], ...] of at most 500 rows spread evenly over the order of
     truths, "histogram": {"edges", "labels", "answers"}, counts in 20 equal bins of both}. All three of an undefined metric are
     None; low and high are None for `evaluate:` metrics. Raises RecipeError, TrainingError, DataError as `score` does.
+    With weights the loss and metrics are of weighted rows; all that describes labels and answers ("label_std" and what follows it)
+    stays of rows; and there are "weight", the sum, and "unweighted": {metric and "loss": value} where every row counts alike.
     """
-    rows = Answers(*checked_numbers(logits, labels))
+    rows = Answers.checked(logits, labels, weights)
     names = list(dict.fromkeys((*metrics, "loss")))
     values = {name: _any_value(name, rows) for name in names}
     built_in = [name for name in names if name in FORMULAS]
     formulas = {name: lambda weights, name=name: FORMULAS[name](rows, weights) for name in built_in}
-    samples = resample(formulas, len(rows.labels), resamples, seed)
+    samples = resample(formulas, len(rows.labels), resamples, seed, rows.weights)
     result: dict[str, Any] = {"rows": len(rows.labels)}
     for name, value in values.items():
         low: float | None = None
@@ -168,7 +187,10 @@ def evaluate(
         if value is not None and name in samples:
             low, high = percentiles(value, samples[name], confidence)
         result[name] = {"value": value, "low": low, "high": high}
-    return result | _picture(rows)
+    result |= _picture(rows)
+    if rows.weights is not None:
+        result |= {"weight": float(rows.weights.sum()), "unweighted": measure(names, logits, labels)}
+    return result
 
 
 def agreement(reference: npt.NDArray[Any], other: npt.NDArray[Any], labels: npt.NDArray[Any]) -> float:
@@ -202,13 +224,13 @@ def spread(labels: Floats) -> float:
 
 
 def _value(metric: str, rows: Answers) -> float | None:
-    value = float(FORMULAS[metric](rows, np.ones((1, len(rows.labels))))[0])
+    value = float(FORMULAS[metric](rows, measured_weights(len(rows.labels), rows.weights))[0])
     return None if np.isnan(value) else value
 
 
 def _any_value(metric: str, rows: Answers) -> float | None:
     if metric.startswith(external.PREFIX):
-        return external.value(metric, "regression", rows.answers, rows.labels)
+        return external.value(metric, "regression", rows.answers, rows.labels, rows.weights)
     return _value(known(metric, METRICS), rows)
 
 

@@ -19,11 +19,11 @@ from finetune.evaluation.intervals import (
     CONFIDENCE,
     RESAMPLES,
     percentiles,
-    resample_confusion,
+    resample_counts,
     resample_means,
     wilson,
 )
-from finetune.evaluation.logits import Floats, Integers, checked, row_losses
+from finetune.evaluation.logits import Floats, Integers, Weights, checked, checked_weights, row_losses, weighted_mean
 from finetune.evaluation.names import known
 from finetune.recipe.task_names import METRICS as NAMES
 
@@ -45,11 +45,14 @@ COUNT_METRICS: Mapping[str, Callable[[Counts], Floats]] = {
 }
 
 
-def check_metrics(names: Sequence[str], *, classes: int = 2) -> None:
+def check_metrics(names: Sequence[str], *, classes: int = 2, weighted: bool = False) -> None:
     """Make sure, before training, that every name can be computed; load `evaluate:` metrics and try them on `classes` labels.
 
-    Raises RecipeError: unknown name, evaluate library not installed, Hub not reachable, or a metric that cannot score labels.
+    Raises RecipeError: unknown name, evaluate library not installed, Hub not reachable, a metric that cannot score labels, or, for
+    rows that are `weighted`, any `evaluate:` metric.
     """
+    if weighted:
+        external.refuse_weighted(names)
     for name in names:
         if name.startswith(external.PREFIX):
             external.try_out(name, "single_label", np.arange(classes, dtype=np.int64))
@@ -62,25 +65,32 @@ def higher_is_better(metric: str) -> bool:
     return known(metric, METRICS) != "loss"
 
 
-def score(metric: str, logits: npt.NDArray[Any], labels: npt.NDArray[Any]) -> float:
-    """One built-in metric from logits (N, C) and labels (N,); `loss` is the mean cross-entropy in nats.
+def score(metric: str, logits: npt.NDArray[Any], labels: npt.NDArray[Any], weights: Weights = None) -> float:
+    """One built-in metric from logits (N, C) and labels (N,), of rows that count `weights` (N,), or alike.
 
-    Raises RecipeError (unknown name), TrainingError (logits not finite), DataError (rows and labels do not fit).
+    `loss` is the mean cross-entropy in nats.
+    Raises RecipeError (unknown name), TrainingError (logits not finite), DataError (rows, labels and weights do not fit).
     """
     known(metric, METRICS)
     logits, labels = checked(logits, labels)
+    weights = checked_weights(weights, len(labels))
     if metric == "loss":
-        return float(row_losses(logits, labels).mean())
-    return float(COUNT_METRICS[metric](Counts.of(_confusion(logits, labels))))
+        return weighted_mean(row_losses(logits, labels), weights)
+    return float(COUNT_METRICS[metric](Counts.of(_confusion(logits, labels, weights))))
 
 
-def measure(metrics: Sequence[str], logits: npt.NDArray[Any], labels: npt.NDArray[Any]) -> dict[str, float | None]:
-    """Values of built-in and `evaluate:` metrics without intervals; None where an outside metric is not a finite number."""
+def measure(
+    metrics: Sequence[str], logits: npt.NDArray[Any], labels: npt.NDArray[Any], weights: Weights = None
+) -> dict[str, float | None]:
+    """Values of built-in and `evaluate:` metrics without intervals; None where an outside metric is not a finite number.
+
+    With weights an `evaluate:` metric is a RecipeError.
+    """
     logits, labels = checked(logits, labels)
     return {
-        name: external.value(name, "single_label", logits.argmax(axis=1), labels)
+        name: external.value(name, "single_label", logits.argmax(axis=1), labels, weights)
         if name.startswith(external.PREFIX)
-        else score(name, logits, labels)
+        else score(name, logits, labels, weights)
         for name in metrics
     }
 
@@ -91,15 +101,18 @@ def evaluate(
     label_names: Sequence[str],
     metrics: Sequence[str],
     seed: int = 0,
+    weights: Weights = None,
     *,
     confidence: float = CONFIDENCE,
     resamples: int = RESAMPLES,
 ) -> dict[str, Any]:
     """Everything the report says about one set of rows, JSON-ready.
 
-    Args: logits (N, C); labels (N,); label_names, C of them; metrics, built-in names or `evaluate:NAME_OR_PATH`.
+    Args: logits (N, C); labels (N,); label_names, C of them; metrics, built-in names or `evaluate:NAME_OR_PATH`; weights (N,).
     Returns: {"rows", "loss" and each metric: {"value", "low", "high"}, "per_class": {label: {"precision", "recall",
     "f1", "support"}}, "confusion": C×C counts, rows = truth}. Low and high are None for `evaluate:` metrics.
+    With weights all of these are of weighted rows, apart from "rows", "support" and "confusion", which count rows; and there are
+    "weight", the sum, and "unweighted": {metric and "loss": value} where every row counts alike.
     Raises RecipeError, TrainingError, DataError as `score` does.
     """
     logits, labels = checked(logits, labels)
@@ -107,28 +120,30 @@ def evaluate(
         raise RecipeError(
             f"evaluation: {len(label_names)} label names for {logits.shape[1]} model outputs; name each output once"
         )
-    confusion = _confusion(logits, labels)
-    counts = Counts.of(confusion)
-    drawn = resample_confusion(confusion, resamples, seed)
-    losses = row_losses(logits, labels)
-    right, rows = int(counts.hits.sum()), len(labels)
+    names = list(dict.fromkeys((*metrics, "loss")))
+    values = measure(names, logits, labels, weights)
+    weights, predicted, rows = checked_weights(weights, len(labels)), logits.argmax(axis=1), len(labels)
+    drawn = resample_counts(labels, predicted, logits.shape[1], resamples, seed, weights)
+
+    def interval(name: str, value: float | None) -> tuple[float | None, float | None]:
+        if value is None or name.startswith(external.PREFIX):
+            return None, None
+        if name == "loss":
+            return percentiles(value, resample_means(row_losses(logits, labels), resamples, seed, weights), confidence)
+        if COUNT_METRICS[name] is _accuracy and weights is None:
+            return wilson(int((predicted == labels).sum()), rows, confidence)
+        return percentiles(value, COUNT_METRICS[name](drawn), confidence)
 
     result: dict[str, Any] = {"rows": rows}
-    for name in dict.fromkeys((*metrics, "loss")):
-        if name.startswith(external.PREFIX):
-            value = external.value(name, "single_label", logits.argmax(axis=1), labels)
-            result[name] = {"value": value, "low": None, "high": None}
-            continue
-        value = score(name, logits, labels)
-        if name == "loss":
-            low, high = percentiles(value, resample_means(losses, resamples, seed), confidence)
-        elif COUNT_METRICS[name] is _accuracy:
-            low, high = wilson(right, rows, confidence)
-        else:
-            low, high = percentiles(value, COUNT_METRICS[name](drawn), confidence)
+    for name, value in values.items():
+        low, high = interval(name, value)
         result[name] = {"value": value, "low": low, "high": high}
-    result["per_class"] = per_class(counts, label_names)
+    confusion = _confusion(logits, labels)
+    counts = Counts.of(_confusion(logits, labels, weights))
+    result["per_class"] = per_class(counts, confusion.sum(axis=1), label_names)
     result["confusion"] = confusion.tolist()
+    if weights is not None:
+        result |= {"weight": float(weights.sum()), "unweighted": measure(names, logits, labels)}
     return result
 
 
@@ -150,8 +165,11 @@ def hardness(logits: npt.NDArray[Any], labels: npt.NDArray[Any]) -> Floats:
     return row_losses(*checked(logits, labels))
 
 
-def _confusion(logits: Floats, labels: Integers) -> Integers:
-    """Confusion matrix (C, C), rows = truth; a tie between logits goes to the first label, as argmax does everywhere."""
+def _confusion(logits: Floats, labels: Integers, weights: Floats | None = None) -> Integers | Floats:
+    """Confusion matrix (C, C), rows = truth: counts of rows, or sums of their weights (N,).
+
+    A tie between logits goes to the first label, as argmax does everywhere.
+    """
     classes = logits.shape[1]
     pairs = labels * classes + logits.argmax(axis=1)
-    return np.bincount(pairs, minlength=classes * classes).reshape(classes, classes).astype(np.int64)
+    return np.bincount(pairs, weights, minlength=classes * classes).reshape(classes, classes)

@@ -8,13 +8,15 @@ from typing import Any, Protocol
 
 import numpy.typing as npt
 
-from finetune.evaluation.logits import Floats
+from finetune.evaluation.logits import Floats, Weights
 
 
 class Score(Protocol):
     """One built-in metric on a set of rows; see each target's `score`."""
 
-    def __call__(self, metric: str, logits: npt.NDArray[Any], labels: npt.NDArray[Any], /) -> float: ...
+    def __call__(
+        self, metric: str, logits: npt.NDArray[Any], labels: npt.NDArray[Any], /, weights: Weights = None
+    ) -> float: ...
 
 
 class HigherIsBetter(Protocol):
@@ -24,16 +26,24 @@ class HigherIsBetter(Protocol):
 
 
 class CheckMetrics(Protocol):
-    """Refuse, before training, a name that cannot be computed (RecipeError); `evaluate:` metrics are loaded and tried out."""
+    """Refuse, before training, a name that cannot be computed (RecipeError); `evaluate:` metrics are loaded and tried out.
 
-    def __call__(self, names: Sequence[str], *, classes: int = 2) -> None: ...
+    `weighted` says that rows will have weights: then any `evaluate:` metric is refused, and none is loaded.
+    """
+
+    def __call__(self, names: Sequence[str], *, classes: int = 2, weighted: bool = False) -> None: ...
 
 
 class Measure(Protocol):
     """Values of built-in and `evaluate:` metrics without intervals; None where one is undefined."""
 
     def __call__(
-        self, metrics: Sequence[str], logits: npt.NDArray[Any], labels: npt.NDArray[Any], /
+        self,
+        metrics: Sequence[str],
+        logits: npt.NDArray[Any],
+        labels: npt.NDArray[Any],
+        /,
+        weights: Weights = None,
     ) -> dict[str, float | None]: ...
 
 
@@ -48,6 +58,7 @@ class Evaluate(Protocol):
         metrics: Sequence[str],
         /,
         seed: int = 0,
+        weights: Weights = None,
     ) -> dict[str, Any]: ...
 
 
@@ -62,6 +73,8 @@ class Calibrate(Protocol):
         test_labels: npt.NDArray[Any],
         bins: int,
         /,
+        validation_weights: Weights = None,
+        test_weights: Weights = None,
     ) -> dict[str, Any]: ...
 
 
@@ -90,8 +103,8 @@ class Evaluation:
     """How answers of one target are judged.
 
     Logits and labels are: single_label (N, C) and int64 (N,); multi_label (N, C) and (N, C) of 0 and 1; regression (N, 1) and
-    (N,); next_token has tallies (N, 3) for logits, and looks at no labels. All raise TrainingError for logits that are not finite,
-    and DataError for no rows or shapes that do not fit.
+    (N,); next_token has tallies (N, 3) for logits, and looks at no labels and no weights. All raise TrainingError for logits that are
+    not finite, and DataError for no rows, shapes that do not fit, or a weight that is not a finite number above 0.
     """
 
     metrics: tuple[str, ...]

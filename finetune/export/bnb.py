@@ -130,8 +130,9 @@ def measure_bitsandbytes(
         if time.perf_counter() - start > BUDGET_SECONDS:
             break
     logits = np.concatenate(parts)
-    seen = order[: len(logits)]
-    compared = yardstick.judge.compare(torch_logits[seen], logits, yardstick.labels[seen])
+    numbers = order[: len(logits)]
+    seen = yardstick.only(numbers)
+    compared = seen.compare(torch_logits[numbers], logits)
     where = cpu_name if device == "cpu" else torch.cuda.get_device_name()
     return {
         "size_bytes": size,
@@ -139,7 +140,7 @@ def measure_bitsandbytes(
         "throughput": {"1": round(1000 / single, 2), "32": round(32_000 / many, 2)},
         "agreement": compared["agreement"],
         "max_abs_diff": compared["max_abs_diff"],
-        "metric": float(yardstick.judge.score(logits, yardstick.labels[seen])),
+        "metric": seen.score(logits),
         "rows": len(logits),
         "note": f"torch with LLM.int8 weights on {where}, measured on {len(logits)} of {len(order)} validation rows; {_HONEST[device]}.",
     }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -48,10 +48,18 @@ class Yardstick:
     labels: NDArray[Any]
     judge: Judge
     ways: Ways
+    weights: NDArray[Any] | None = None
+    """How much each row counts in the metric; None where all count alike."""
+
+    def only(self, rows: NDArray[np.int64]) -> Yardstick:
+        """The same with the rows of these numbers alone."""
+        weights = None if self.weights is None else self.weights[rows]
+        return replace(self, rows=[self.rows[row] for row in rows], labels=self.labels[rows], weights=weights)
 
     def score(self, logits: Logits) -> float:
         """The metric on all rows."""
-        return float(self.judge.score(logits, self.labels))
+        weights = () if self.weights is None else (self.weights,)
+        return float(self.judge.score(logits, self.labels, *weights))
 
     def drop(self, reference: Logits, other: Logits) -> float:
         """How much worse `other` scores than `reference`, as a fraction; negative if better."""

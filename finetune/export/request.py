@@ -71,6 +71,8 @@ class ExportRequest:
     answers: NDArray[Any]
     progress: Callable[[str], None]
     calibration: Sequence[Any] = ()
+    weights: NDArray[Any] | None = None
+    """How much each validation row counts in the metric; None where all count alike."""
     model_folder: Path | None = None
     """Where the network is as transformers loads it; `folder`/model when None."""
 

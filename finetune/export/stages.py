@@ -56,7 +56,7 @@ def export_all(given: ExportRequest, kind: ExportKind) -> ExportResult:
     if given.plan.bitsandbytes:
         check_bitsandbytes("text")
     _check_rows(given)
-    yardstick = Yardstick(kind.prepared(given.encoder), given.rows, given.labels, given.judge, kind)
+    yardstick = Yardstick(kind.prepared(given.encoder), given.rows, given.labels, given.judge, kind, given.weights)
     with evaluating_on_cpu(given.module), tempfile.TemporaryDirectory(prefix=".int8-", dir=given.folder) as scratch:
         predict = torch_predict(given.module)
         fp32 = _build_fp32(given, kind, yardstick, predict)

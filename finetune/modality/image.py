@@ -54,7 +54,7 @@ def set_up(recipe: Recipe, checked: Checked, data: LabelledData, scale: Scale, a
         folder, model, encoder,
         train=AugmentedImages(images, labels, encoder, recipe.train.augment, len(data.labels), of_phase),
         plain=EncodedExamples(images, [1] * len(images), labels, encoder.collate),
-        validation=Rows(validation, [1] * len(validation), data.validation.labels),
+        validation=Rows(validation, [1] * len(validation), data.validation.labels, data.validation.weights),
         calibration=calibration_rows(recipe, data, encoder),
         workers=_workers(recipe, on_gpu=accelerator.device.type != "cpu"),
         save_processor=lambda into: save_image_processor(into, encoder.settings),

@@ -22,9 +22,9 @@ from finetune.train.job import Rows
 
 
 def rows(recipe: Recipe, encoder: Encoder, split: Split) -> Rows:
-    """A row per input, with its label."""
+    """A row per input, with its label and its weight."""
     encoded = encoder.encode(split.inputs)
-    return Rows(encoded, [encoder.size_of(row) for row in encoded], split.labels)
+    return Rows(encoded, [encoder.size_of(row) for row in encoded], split.labels, split.weights)
 
 
 def by_input(answers: np.ndarray, rows: Rows) -> np.ndarray:

@@ -49,7 +49,7 @@ def set_up(recipe: Recipe, checked: Checked, data: LabelledData, scale: Scale, a
     examples = EncodedExamples(train, [len(row.ids) for row in train], scale.down(data.train.labels), encoder.collate)
     return Setup(
         folder, model, encoder, examples, examples,
-        Rows(validation, [len(row.ids) for row in validation], data.validation.labels),
+        Rows(validation, [len(row.ids) for row in validation], data.validation.labels, data.validation.weights),
         calibration=(), workers=0, save_processor=tokenizer.save_pretrained,
     )  # fmt: skip
 

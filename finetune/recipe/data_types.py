@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from finetune.recipe.settings import Count, ImageSize, Settings, Share, WholeShare
+from finetune.recipe.settings import Count, ImageSize, Positive, Settings, Share, WholeShare
 
 
 class SplitSettings(Settings):
@@ -77,6 +77,11 @@ class DataSettings(Settings):
     """Multi-label tasks: what stands between the labels of one row where they are written as one text."""
     label_map: dict[str, str] | None = Field(default=None, min_length=1)
     """Label name of each value of the label column; values with the same name are merged. Every value must be named."""
+    weight_column: str | None = Field(default=None, min_length=1)
+    """Column with how much a row counts, in the loss and in every measured number: a positive number, 1 where it counts in
+    full. For labels that an expert was unsure of, or samples that stand for unequally many."""
+    weight_map: dict[str, Positive] | None = Field(default=None, min_length=1)
+    """Weight of each value of the weight column, where the values are not the weights. Every value must be named."""
     labels: tuple[str, ...] | None = Field(default=None, min_length=2)
     """Label names in index order; found in the data, sorted, when absent."""
     stratify_by: tuple[str, ...] | None = Field(default=None, min_length=1)

@@ -83,7 +83,7 @@ MODALITY_KEYS: dict[tuple[str, ...], tuple[str, ...]] = {
         "transfer.adapter", "train.gradient_checkpointing", "train.memory", "evaluation.general", "evaluation.generation", "evaluation.memorisation",
         "export.prompt_tokens",
     ),
-    ("text", "image"): ("head.dropout", "data.label_column", "data.splits.stratify", "data.audit.conflicts", "data.stratify_by", "evaluation.samples", "evaluation.calibration"),
+    ("text", "image"): ("head.dropout", "data.label_column", "data.splits.stratify", "data.audit.conflicts", "data.stratify_by", "data.weight_column", "data.weight_map", "evaluation.samples", "evaluation.calibration"),
 }  # fmt: skip
 TARGET_KEYS: dict[str, tuple[str, ...]] = {
     "data.label_columns": ("multi_label",),

@@ -54,6 +54,7 @@ def check_task(recipe: Recipe) -> None:
             raise ValueError(f"{key}: it is for {meant} tasks, and task is {recipe.task}; remove it")
     _check_metrics(recipe, target)
     _check_augment(recipe, target)
+    _check_weights(recipe)
 
 
 def _check_metrics(recipe: Recipe, target: str) -> None:
@@ -71,6 +72,18 @@ def _check_augment(recipe: Recipe, target: str) -> None:
         raise ValueError(
             "train.augment.cutmix: it mixes labels by area, which means nothing for a number; use mixup or neither"
         )
+
+
+def _check_weights(recipe: Recipe) -> None:
+    if recipe.data.weight_column is None:
+        if recipe.data.weight_map is not None:
+            raise ValueError("data.weight_map: it names values of data.weight_column, which is absent; add it")
+        return
+    for name in ("mixup", "cutmix"):
+        if getattr(recipe.train.augment, name):
+            raise ValueError(
+                f"train.augment.{name}: a mixture of two rows has no weight of its own; remove it or data.weight_column"
+            )
 
 
 def _differs(recipe: Recipe, key: str) -> bool:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from finetune.release import _language
-from finetune.release._facts import Report, dataset_name
+from finetune.release._facts import Report, dataset_name, weights_of
 from finetune.release._kinds import Modality, kind_of, modality_of
 from finetune.release._markdown import bullets, code, counted, number, share, table, text
 
@@ -27,6 +27,7 @@ def training_data(report: Report) -> str:
     parts = [
         f"{text(dataset_name(report))}: {code(data['source'])}{origin}.",
         *_SPLITS[target](report),
+        _weights(report),
         _INPUTS[modality](report),
         "The audit before training found:",
         bullets(_audit(report, modality_of(report))),
@@ -37,6 +38,15 @@ def training_data(report: Report) -> str:
         f"Data fingerprint ({'' if target == 'next_token' else 'labels, '}{modality_of(report).many}, splits and order): {code(data['fingerprint'])}"
     )
     return "\n\n".join(part for part in parts if part)
+
+
+def _weights(report: Report) -> str:
+    found = weights_of(report)
+    if found is None:
+        return ""
+    spread = f"from {number(found['least'])} to {number(found['greatest'])}, {number(found['mean'])} on average"
+    each = " and ".join(f"{number(one['rows'])} by {number(one['weight'])}" for one in found["rows"] or ())
+    return f"Rows count by the column {code(found['column'])}, in training and in measuring: {each or spread}."
 
 
 def _label_rows(report: Report) -> Iterator[str]:

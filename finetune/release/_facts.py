@@ -43,10 +43,17 @@ _HUB_LOSS = {"single_label": "loss", "multi_label": "loss", "regression": "mse",
 
 
 def metric_name(report: Report, metric: str) -> str:
-    """A metric as people write it; loss and accuracy by the names that the target's have."""
+    """A metric as people write it, and whether rows are weighted; loss and accuracy by the names that the target's have."""
     words = target_of(report)
     named = METRIC_NAMES | {"loss": words.loss, "accuracy": words.accuracy}
-    return named.get(metric, metric.removeprefix("evaluate:"))
+    name = named.get(metric, metric.removeprefix("evaluate:"))
+    return f"{name}, weighted" if weights_of(report) else name
+
+
+def weights_of(report: Report) -> Mapping[str, Any] | None:
+    """What the audit says of the rows' weights, None where all count alike."""
+    weights: Mapping[str, Any] | None = report["audit"].get("weights")
+    return weights
 
 
 def metric_in_sentence(report: Report, metric: str) -> str:

@@ -6,9 +6,9 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from finetune.release import _language
-from finetune.release._facts import LOWER_IS_BETTER, SHARES, Report, metric_name, metric_values, served_name
+from finetune.release._facts import LOWER_IS_BETTER, SHARES, Report, metric_name, metric_values, served_name, weights_of
 from finetune.release._kinds import kind_of, modality_of, target_of
-from finetune.release._markdown import counted, interval, number, share, table, text
+from finetune.release._markdown import code, counted, interval, number, share, table, text
 
 _MOST_CLASSES = 30
 _MOST_CONFUSION = 12
@@ -42,8 +42,9 @@ def results(report: Report) -> str:
     header = ["Metric", "PyTorch", f"Served ({served_name(report)})", *[_BASELINES[key] for key in shown]]
     parts = [
         f"Measured once, on {number(test['rows'])} test {modality_of(report).row}s that no training or selection step has seen. "
-        f"In parentheses: 95 % confidence intervals ({_INTERVALS[kind_of(report)[1]]}).",
+        f"In parentheses: 95 % confidence intervals ({_intervals(report)}).",
         table(header, rows),
+        _unweighted(report),
         _did_it_pay(report),
         *_DETAILS[kind_of(report)[1]](report),
     ]
@@ -56,6 +57,22 @@ _INTERVALS = {
     "regression": "bootstrap over rows",
     "next_token": "bootstrap over sequences, each with the weight of its tokens",
 }
+
+
+def _intervals(report: Report) -> str:
+    return "bootstrap over rows" if weights_of(report) else _INTERVALS[kind_of(report)[1]]
+
+
+def _unweighted(report: Report) -> str:
+    """The same metrics where every row counts alike, as those who do not know the weights would measure them."""
+    weights = weights_of(report)
+    if weights is None:
+        return ""
+    torch, served = (report["metrics"][of]["unweighted"] for of in ("test", "test_served"))
+    names = {metric: metric_name(report, metric).removesuffix(", weighted") for metric in torch}
+    rows = [[text(names[metric]), number(torch[metric]), number(served[metric])] for metric in torch]
+    said = f"Each row counts by its weight in the column {code(weights['column'])}. Where every row counts alike:"
+    return "\n\n".join([said, table(["Metric", "PyTorch", f"Served ({served_name(report)})"], rows)])
 
 
 def _did_it_pay(report: Report) -> str:

@@ -10,7 +10,7 @@ from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from finetune.report import language, samples, tables, units, view
-from finetune.report.kinds import MODALITIES, TARGETS, kind_of, sections
+from finetune.report.kinds import MODALITIES, kind_of, sections, words_of
 from finetune.report.quality import quality
 from finetune.report.samples import ReadFile
 
@@ -38,7 +38,7 @@ def render_html(report: Mapping[str, Any], read_file: ReadFile | None = None) ->
             target=target,
             sections=sections(report, samples=bool(cards)),
             noun=MODALITIES[modality],
-            words_of_target=TARGETS[target],
+            words_of_target=words_of(report),
             head=view.headline(report),
             training=_drawn(view.training(report)),
             quality=_drawn(quality(report, cards)),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from finetune.recipe.task_names import MODALITY_AND_TARGET
@@ -51,10 +51,13 @@ class Target:
     floor: float | None = 0.0
     """Where the axes of errors begin; None is where the data do, for errors that stay far from zero."""
     sections: tuple[str, ...] = _OF_ANSWERS
+    weighted: bool = False
+    """Whether the rows of this report count by weights."""
 
     def title(self, metric: str) -> str:
         """A metric in words."""
-        return self.titles.get(metric) or units.metric_title(metric, self.loss)
+        title = self.titles.get(metric) or units.metric_title(metric, self.loss)
+        return f"weighted {title}" if self.weighted else title
 
 
 MODALITIES = {
@@ -74,6 +77,12 @@ TARGETS = {
         sections=_OF_TEXT,
     ),
 }
+
+
+def words_of(report: Mapping[str, Any]) -> Target:
+    """How the page speaks of this report's loss and answers."""
+    weighted = (report.get("audit") or {}).get("weights") is not None
+    return replace(TARGETS[kind_of(report)[1]], weighted=weighted)
 
 
 def sections(report: Mapping[str, Any], *, samples: bool) -> list[tuple[str, str]]:

@@ -25,7 +25,12 @@ def quality(report: Report, cards: Cards = ()) -> dict[str, Any]:
     metric = primary_metric(report, torch)
     return {
         "metrics": [(name, torch.get(name) or {}, served.get(name) or {}) for name in names],
-        "baseline_metric": metric,
+        "unweighted": [
+            {"name": name, "values": form["unweighted"]}
+            for name, form in (("PyTorch", torch), ("Served file", served))
+            if form.get("unweighted")
+        ],
+        "wilson": counts_rows_alike(report, metric),
         "intervals": quality_charts.intervals(_estimates(report, metric), metric, title(report, metric))
         if report.get("baselines")
         else "",
@@ -127,7 +132,7 @@ def _estimates(report: Report, metric: str) -> list[quality_charts.Estimate]:
         low, high = units.finite(at(measured, metric, "low")), units.finite(at(measured, metric, "high"))
         if value is None:
             continue
-        if low is None and metric == "accuracy" and rows and kind_of(report)[1] == "single_label":
+        if low is None and rows and counts_rows_alike(report, metric):
             low, high = wilson(value, rows)
         found.append(quality_charts.Estimate(BASELINES.get(key, key), value, low, high))
     for name, measured in (("This model, PyTorch", test), ("This model, served", served)):
@@ -136,6 +141,12 @@ def _estimates(report: Report, metric: str) -> list[quality_charts.Estimate]:
             low, high = units.finite(at(measured, metric, "low")), units.finite(at(measured, metric, "high"))
             found.append(quality_charts.Estimate(name, value, low, high, ours=True))
     return found
+
+
+def counts_rows_alike(report: Report, metric: str) -> bool:
+    """Whether a metric is a share of the rows, whose interval is Wilson's."""
+    single = kind_of(report)[1] == "single_label"
+    return metric == "accuracy" and single and at(report, "audit", "weights") is None
 
 
 def wilson(share: float, rows: int, z: float = 1.959964) -> tuple[float, float]:

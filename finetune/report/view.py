@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from finetune.report import charts, language, units
-from finetune.report.kinds import MODALITIES, TARGETS, kind_of
+from finetune.report.kinds import MODALITIES, TARGETS, kind_of, words_of
 from finetune.report.ranking_chart import ranking
 from finetune.report.tables import FORMS, at, ratio
 
@@ -72,7 +72,7 @@ def primary_metric(report: Mapping[str, Any], measured: Mapping[str, Any]) -> st
 
 def title(report: Mapping[str, Any], metric: str) -> str:
     """A metric in words, the loss by the name that this target's has."""
-    return TARGETS[kind_of(report)[1]].title(metric)
+    return words_of(report).title(metric)
 
 
 def _speed_tile(report: Mapping[str, Any], served: str) -> tuple[str, str, str, str]:

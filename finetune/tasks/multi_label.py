@@ -14,6 +14,7 @@ import numpy.typing as npt
 from finetune.errors import DataError
 from finetune.recipe.task_names import DEFAULT_METRIC, METRICS
 from finetune.tasks.label_weights import named_weights, refuse_unknown
+from finetune.tasks.row_weights import total_weight, weighted_sum
 from finetune.tasks.spec import Target
 
 if TYPE_CHECKING:
@@ -23,11 +24,12 @@ if TYPE_CHECKING:
 def loss_sums(
     logits: Tensor, targets: Tensor, weights: Tensor | None, label_smoothing: float, row_weights: Tensor | None
 ) -> Tensor:
-    """Σ over rows of the mean over labels of torch's binary cross-entropy on logits, a scalar in float32 or wider.
+    """Σ over rows of the row's weight times the mean over labels of torch's binary cross-entropy on logits, a scalar in float32
+    or wider.
 
     Args: logits (B, C); targets (B, C) float, 0, 1 or a share between them; weights (C,), the weight of each label's positive
-    rows, or None; label_smoothing ε in [0, 1), which moves both answers ε/2 towards a half; row_weights (B,), 1 for rows that
-    count and 0 for padding, or None.
+    rows, or None; label_smoothing ε in [0, 1), which moves both answers ε/2 towards a half; row_weights (B,), how much each
+    row counts, 0 for padding, or None.
     """
     import torch
     from torch.nn.functional import binary_cross_entropy_with_logits
@@ -36,22 +38,25 @@ def loss_sums(
     targets = targets.to(logits.dtype) * (1 - label_smoothing) + label_smoothing / 2
     if weights is not None:
         weights = weights.to(device=logits.device, dtype=logits.dtype)
-    counted = None if row_weights is None else (row_weights != 0).to(logits.dtype)[:, None]
-    losses = binary_cross_entropy_with_logits(logits, targets, weight=counted, pos_weight=weights, reduction="sum")
-    return losses / logits.shape[1]
+    losses = binary_cross_entropy_with_logits(logits, targets, pos_weight=weights, reduction="none")
+    return weighted_sum(losses.mean(dim=1), row_weights)
 
 
 def loss_denominator(targets: Tensor, class_weights: Tensor | None, row_weights: Tensor | None) -> float:
-    """The D for which loss_sums / D is torch's mean: the rows that count, whatever the labels' weights."""
-    return float(len(targets) if row_weights is None else int((row_weights != 0).sum()))
+    """The D for which loss_sums / D is torch's mean: the rows' own weights, whatever those of labels."""
+    return total_weight(targets, row_weights)
 
 
 def class_weights(
-    setting: str | Mapping[str, float], labels: npt.NDArray[Any], label_names: Sequence[str]
+    setting: str | Mapping[str, float],
+    labels: npt.NDArray[Any],
+    label_names: Sequence[str],
+    row_weights: npt.NDArray[np.float64] | None = None,
 ) -> npt.NDArray[np.float32] | None:
-    """Weight of each label's positive rows (C,), or None for `none`. Labels: (N, C) of 0 and 1.
+    """Weight of each label's positive rows (C,), or None for `none`. Labels: (N, C) of 0 and 1; row_weights: (N,), how much each
+    row counts, or None.
 
-    `balanced` gives a label its negative over its positive rows, so that both sides weigh the same. A mapping must name every
+    `balanced` gives a label its negative over its positive rows, counted by their weights, so that both sides weigh the same. A mapping must name every
     label once. Raises RecipeError (a label unknown or left out), DataError (`balanced` and a label that no training row has, or all).
     """
     if isinstance(setting, Mapping):
@@ -59,8 +64,9 @@ def class_weights(
     if setting == "none":
         return None
     refuse_unknown(setting)
-    positive = np.asarray(labels, dtype=np.float64).sum(axis=0)
-    negative = len(labels) - positive
+    counted = np.ones(len(labels)) if row_weights is None else row_weights
+    flags = np.asarray(labels, dtype=np.float64)
+    positive, negative = counted @ flags, counted @ (1 - flags)
     for count, who in ((positive, "no training row has"), (negative, "every training row has")):
         if not count.all():
             raise DataError(

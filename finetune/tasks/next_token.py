@@ -50,7 +50,12 @@ def loss_denominator(targets: Tensor, class_weights: Tensor | None, row_weights:
     return float(int((counted != IGNORED).sum()))
 
 
-def class_weights(setting: str | Mapping[str, float], labels: npt.NDArray[Any], label_names: Sequence[str]) -> None:
+def class_weights(
+    setting: str | Mapping[str, float],
+    labels: npt.NDArray[Any],
+    label_names: Sequence[str],
+    row_weights: npt.NDArray[Any] | None = None,
+) -> None:
     """None: every token counts alike. RecipeError for any setting but `none`."""
     if setting != "none":
         raise RecipeError("train.class_weights: a language model has no labels to weigh; remove it")

@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from finetune.errors import RecipeError
 from finetune.recipe.task_names import DEFAULT_METRIC, METRICS
+from finetune.tasks.row_weights import total_weight, weighted_sum
 from finetune.tasks.spec import Target
 
 if TYPE_CHECKING:
@@ -21,9 +22,9 @@ if TYPE_CHECKING:
 def loss_sums(
     logits: Tensor, targets: Tensor, weights: Tensor | None, label_smoothing: float, row_weights: Tensor | None
 ) -> Tensor:
-    """Σ over rows of (answer − target)², a scalar in float32 or wider.
+    """Σ over rows of the row's weight times (answer − target)², a scalar in float32 or wider.
 
-    Args: logits (B, 1), the answers; targets (B,) float; row_weights (B,), 1 for rows that count and 0 for padding, or None.
+    Args: logits (B, 1), the answers; targets (B,) float; row_weights (B,), how much each row counts, 0 for padding, or None.
     There are no labels that `weights` or `label_smoothing` could be about, and the recipe refuses both.
     """
     import torch
@@ -31,17 +32,20 @@ def loss_sums(
     answers = logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
     # (B, 1) − (B,) would silently be all pairs; reshaping also refuses a head with two outputs.
     errors = answers.reshape(targets.shape) - targets.to(answers.dtype)
-    if row_weights is not None:
-        errors = errors * (row_weights != 0)
-    return (errors**2).sum()
+    return weighted_sum(errors**2, row_weights)
 
 
 def loss_denominator(targets: Tensor, class_weights: Tensor | None, row_weights: Tensor | None) -> float:
-    """The D for which loss_sums / D is the mean squared error: the rows that count."""
-    return float(len(targets) if row_weights is None else int((row_weights != 0).sum()))
+    """The D for which loss_sums / D is the mean squared error: the rows' weights."""
+    return total_weight(targets, row_weights)
 
 
-def class_weights(setting: str | Mapping[str, float], labels: npt.NDArray[Any], label_names: Sequence[str]) -> None:
+def class_weights(
+    setting: str | Mapping[str, float],
+    labels: npt.NDArray[Any],
+    label_names: Sequence[str],
+    row_weights: npt.NDArray[Any] | None = None,
+) -> None:
     """None: numbers have no classes. RecipeError for any setting but `none`."""
     if setting != "none":
         raise RecipeError("train.class_weights: a regression has no labels to weigh; remove it")

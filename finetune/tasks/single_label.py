@@ -15,22 +15,21 @@ import numpy.typing as npt
 from finetune.errors import DataError
 from finetune.recipe.task_names import DEFAULT_METRIC, METRICS
 from finetune.tasks.label_weights import named_weights, refuse_unknown
+from finetune.tasks.row_weights import total_weight, weighted_sum
 from finetune.tasks.spec import Target
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-_IGNORED = -100
-
 
 def loss_sums(
     logits: Tensor, targets: Tensor, weights: Tensor | None, label_smoothing: float, row_weights: Tensor | None
 ) -> Tensor:
-    """Σ over rows of torch's cross-entropy (reduction="sum"), a scalar in float32 or wider.
+    """Σ over rows of torch's cross-entropy, each times the row's weight, a scalar in float32 or wider.
 
     Args: logits (B, C); targets (B,) int64, or (B, C) float shares that add up to 1, as mixup makes them (Zhang et al. 2018);
     weights (C,) per class or None; label_smoothing ε in [0, 1), which gives each class ε/C of the target (Szegedy et al. 2016);
-    row_weights (B,), 1 for rows that count and 0 for padding, or None.
+    row_weights (B,), how much each row counts, 0 for padding, or None.
     """
     import torch
     from torch.nn.functional import cross_entropy
@@ -38,21 +37,13 @@ def loss_sums(
     logits = logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
     if weights is not None:
         weights = weights.to(device=logits.device, dtype=logits.dtype)
-    if targets.is_floating_point():
-        # Smoothed here, before padding rows lose their target: cross_entropy would give them ε/C of each class again.
-        targets = targets.to(logits.dtype) * (1 - label_smoothing) + label_smoothing / logits.shape[1]
-        if row_weights is not None:
-            targets = targets * (row_weights != 0)[:, None]
-        return cross_entropy(logits, targets, weight=weights, reduction="sum")
-    if row_weights is not None:
-        targets = torch.where(row_weights != 0, targets, torch.full_like(targets, _IGNORED))
-    return cross_entropy(
-        logits, targets, weight=weights, ignore_index=_IGNORED, label_smoothing=label_smoothing, reduction="sum"
-    )
+    targets = targets.to(logits.dtype) if targets.is_floating_point() else targets
+    losses = cross_entropy(logits, targets, weight=weights, label_smoothing=label_smoothing, reduction="none")
+    return weighted_sum(losses, row_weights)
 
 
 def loss_denominator(targets: Tensor, class_weights: Tensor | None, row_weights: Tensor | None) -> float:
-    """The D for which loss_sums / D is torch's mean: the sum of the true classes' weights over the rows that count.
+    """The D for which loss_sums / D is torch's mean: the sum over rows of the true class's weight, times the row's own.
 
     torch divides by Σ w[y] also under label smoothing, although the smoothed part of the loss weights every class. With
     targets as shares (B, C) the weight of a row is Σ_k y_k·w_k, so that a share of 1 is the same as its label; torch itself would
@@ -60,22 +51,23 @@ def loss_denominator(targets: Tensor, class_weights: Tensor | None, row_weights:
     """
     import torch
 
-    counted = targets if row_weights is None else targets[row_weights != 0]
     if class_weights is None:
-        return float(len(counted))
+        return total_weight(targets, row_weights)
     weights = class_weights.to(device=targets.device, dtype=torch.float64)
-    if targets.is_floating_point():
-        return float((counted.double() @ weights).sum())
-    return float(weights[counted].sum())
+    of_class = targets.double() @ weights if targets.is_floating_point() else weights[targets]
+    return float(weighted_sum(of_class, row_weights))
 
 
 def class_weights(
-    setting: str | Mapping[str, float], labels: npt.NDArray[Any], label_names: Sequence[str]
+    setting: str | Mapping[str, float],
+    labels: npt.NDArray[Any],
+    label_names: Sequence[str],
+    row_weights: npt.NDArray[np.float64] | None = None,
 ) -> npt.NDArray[np.float32] | None:
-    """Weight of each class (C,), or None for `none`. Labels: int64 (N,).
+    """Weight of each class (C,), or None for `none`. Labels: int64 (N,); row_weights: (N,), how much each row counts, or None.
 
-    `balanced` gives class k the weight N / (C · N_k) (King & Zeng 2001), so that every class has the same total weight
-    and the weights average 1 over the training rows. A mapping must name every label once.
+    `balanced` gives class k the weight N / (C · N_k) (King & Zeng 2001), with rows counted by their weights, so that every class
+    has the same total weight and the weights average 1 over the training rows. A mapping must name every label once.
     Raises RecipeError (a label unknown or left out), DataError (`balanced` and a label without a training row).
     """
     if isinstance(setting, Mapping):
@@ -83,7 +75,7 @@ def class_weights(
     if setting == "none":
         return None
     refuse_unknown(setting)
-    counts = np.bincount(np.asarray(labels, dtype=np.int64), minlength=len(label_names))
+    counts = np.bincount(np.asarray(labels, dtype=np.int64), weights=row_weights, minlength=len(label_names))
     if not counts.all():
         empty = label_names[int(np.argmin(counts))]
         raise DataError(

@@ -46,7 +46,12 @@ class ClassWeights(Protocol):
     """Weight of each label in the loss (C,), or None; see each target's `class_weights`."""
 
     def __call__(
-        self, setting: str | Mapping[str, float], labels: npt.NDArray[Any], label_names: Sequence[str], /
+        self,
+        setting: str | Mapping[str, float],
+        labels: npt.NDArray[Any],
+        label_names: Sequence[str],
+        row_weights: npt.NDArray[Any] | None = None,
+        /,
     ) -> npt.NDArray[np.float32] | None: ...
 
 

@@ -67,11 +67,12 @@ class EncodedExamples:
 
 @dataclass(frozen=True)
 class Rows:
-    """Preprocessed rows of one split: what `collate` takes, their lengths and labels as in `Examples`."""
+    """Preprocessed rows of one split: what `collate` takes, their lengths and labels as in `Examples`, weights as in `Job`."""
 
     inputs: Sequence[Any]
     lengths: Sequence[int]
     labels: np.ndarray
+    weights: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
@@ -82,6 +83,7 @@ class Job:
     that has no noise. collate: for the rows of `validation`; collate_of_phase: in phases whose images have a size of their own.
     score(answers, labels): the metric that chooses the best weights,
     from what the task's target keeps of the logits (`Target.answers`).
+    row_weights: how much each training row counts in the loss, float64 (N,), None where all count alike.
     batchnorm: see transfer/batchnorm.py. workers: processes that make batches ahead of the step, 0 for none.
     """
 
@@ -99,9 +101,14 @@ class Job:
     validation_loss: Callable[[np.ndarray, np.ndarray], float]
     higher_is_better: bool
     seed: int
+    row_weights: np.ndarray | None = None
     batchnorm: Policy = "train"
     workers: int = 0
     collate_of_phase: Mapping[int, Collate] = field(default_factory=dict)
+
+    def weights_of(self, rows: Sequence[int]) -> np.ndarray:
+        """How much each of these training rows counts in the loss, float64 (B,)."""
+        return np.ones(len(rows)) if self.row_weights is None else self.row_weights[list(rows)]
 
 
 @dataclass(frozen=True)

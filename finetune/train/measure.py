@@ -71,14 +71,16 @@ def _losses(job: Job, accelerator: Accelerator, steps: Sequence[Sequence[int]]) 
     flat = [(rows, WITHOUT_NOISE) for step in parts for rows in step]
     with closing(batches_ahead(job.plain, flat, job.workers)) as batches:
 
-        def losses(number: int, denominator: float) -> Iterator[torch.Tensor]:
-            for _ in range(number):
+        def losses(of_step: Sequence[Sequence[int]], denominator: float) -> Iterator[torch.Tensor]:
+            for rows in of_step:
                 inputs, targets = next(batches)
+                counted = torch.tensor(job.weights_of(rows), dtype=torch.float32, device=device)
                 logits = job.model.module(**to_tensors(inputs, device)).logits
                 truth = torch.from_numpy(targets).to(device)
-                yield target.loss_sums(logits, truth, weights, job.settings.label_smoothing, None) / denominator
+                yield target.loss_sums(logits, truth, weights, job.settings.label_smoothing, counted) / denominator
 
         for step, of_step in zip(steps, parts, strict=True):
             truth = torch.from_numpy(job.plain.labels[list(step)])
+            counted = torch.from_numpy(job.weights_of(step))
             # A step of a language model may be without any target; its sums are 0 whatever they are divided by.
-            yield losses(len(of_step), target.loss_denominator(truth, host_weights, None) or 1.0)
+            yield losses(of_step, target.loss_denominator(truth, host_weights, counted) or 1.0)

@@ -73,7 +73,8 @@ class Stepper:
         # Also under mixup and CutMix: each row of the step is some row's partner once, at one share for all, so that the
         # mixed targets of a whole step add up to what its labels do.
         labels = torch.from_numpy(job.train.labels[list(rows)])
-        denominator = job.task.target.loss_denominator(labels, self.host_weights, None)
+        counted = torch.from_numpy(job.weights_of(rows))
+        denominator = job.task.target.loss_denominator(labels, self.host_weights, counted)
         told = torch.tensor([0.0, denominator / world], dtype=torch.float64, device=self.accelerator.device)
         # A part of a language model's step may be without any target, and so may a whole step, which then has no gradient:
         # its sums are 0, whatever they are divided by. Processes average their gradients, so each gives `world` times its
@@ -85,7 +86,7 @@ class Stepper:
             # After the batch is made, which may draw random numbers of its own, or in another process not at all.
             seed_noise(self.accelerator.device, job.seed, self.index, epoch, cursor, turn, rank)
             with nullcontext() if turn == len(parts) - 1 else self.accelerator.no_sync(self.wrapped):
-                loss = self._loss(batch, [weight for _, weight in part])
+                loss = self._loss(batch, part)
                 self.accelerator.backward(loss * factor)
             told[0] += loss.detach()
         self._update()
@@ -98,8 +99,8 @@ class Stepper:
         rounds = min(accumulation, math.ceil(len(rows) / world))
         return [share(rows, turn * world + rank, accumulation * world) for turn in range(rounds)]
 
-    def _loss(self, batch: Batch, counted: Sequence[float]) -> torch.Tensor:
-        """Sum of the losses of a batch's rows, each times its weight, a scalar."""
+    def _loss(self, batch: Batch, part: Sequence[tuple[int, float]]) -> torch.Tensor:
+        """Sum of the losses of a batch's rows, each times its weight, a scalar; part: the rows, and 0 for one that is padding."""
         job, device = self.job, self.accelerator.device
         inputs, targets = batch
         try:
@@ -111,7 +112,8 @@ class Stepper:
                 "BatchNorm cannot normalise over a single row; choose a train.batch_size that leaves no step, nor part of one, "
                 "with one row, or set transfer.batchnorm: freeze"
             ) from error
-        truth, weights = torch.from_numpy(targets).to(device), torch.tensor(counted, device=device)
+        counted = job.weights_of([row for row, _ in part]) * [own for _, own in part]
+        truth, weights = torch.from_numpy(targets).to(device), torch.tensor(counted, dtype=torch.float32, device=device)
         return job.task.target.loss_sums(logits, truth, self.weights, job.settings.label_smoothing, weights)
 
     def _update(self) -> None:

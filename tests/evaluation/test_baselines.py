@@ -15,7 +15,9 @@ from sklearn.linear_model import LogisticRegression, Ridge
 
 from finetune.errors import DataError
 from finetune.evaluation import baselines
+from finetune.evaluation.baselines import FEATURES, Features
 from finetune.evaluation.features import pixels
+from finetune.evaluation.linear import Strength
 from finetune.preprocess.image_file import ImageFile
 from finetune.tasks import TASKS
 
@@ -33,10 +35,14 @@ def found(
     metrics: Sequence[str] = METRICS,
     *,
     labels: int | None = None,
+    weights: tuple[Any, Any] = (None, None),
     **more: Any,
 ) -> dict[str, dict[str, float | None]]:
-    """Baselines on (inputs, labels) of two splits; by default there are as many labels as occur."""
-    splits = [SimpleNamespace(inputs=tuple(inputs), labels=np.asarray(y)) for inputs, y in (train, test)]
+    """Baselines on (inputs, labels) and weights of two splits; by default there are as many labels as occur."""
+    splits = [
+        SimpleNamespace(inputs=tuple(inputs), labels=np.asarray(y), weights=own)
+        for (inputs, y), own in zip((train, test), weights)
+    ]
     if labels is None:
         labels = int(max(split.labels.max() for split in splits)) + 1
     data = SimpleNamespace(labels=tuple("abcdefgh"[:labels]), train=splits[0], test=splits[1])
@@ -164,6 +170,51 @@ def test_undefined_metrics_of_a_baseline_are_null() -> None:
     result = found("text_regression", (SPORT, [1.0, 2, 3, 4]), (MONEY, [2.0] * 4), NUMBERS, labels=0)
     assert result["mean"]["r2"] is None
     json.dumps(result, allow_nan=False)
+
+
+@pytest.mark.parametrize(
+    ("task", "labels", "metrics"),
+    [
+        ("text_classification", np.array([0, 0, 1, 0, 1, 1, 0, 1]), METRICS),
+        ("text_multi_label_classification", np.eye(3)[[0, 0, 1, 0, 1, 1, 2, 1]], SEVERAL),
+        ("text_regression", np.array([1.0, 2, 3, 2, 7, 8, 4, 6]), NUMBERS),
+    ],
+)
+def test_baselines_of_weights_that_are_whole_are_those_of_repeated_rows(
+    task: str, labels: np.ndarray, metrics: Sequence[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Features are given as they are: those of texts and images depend on how often a row is there, whatever it weighs.
+    counts = np.array([9, 1, 1, 2, 1, 1, 7, 1])
+    generator = np.random.default_rng(0)
+    matrix = generator.normal(size=(8, 5))
+    given = Features("given", lambda train, test, _: (np.array(train), np.array(test)), Strength(1, 1, "lbfgs"))
+    monkeypatch.setitem(FEATURES, "text", given)
+    outputs = 0 if task == "text_regression" else 3
+    rows = (matrix, labels), (matrix, labels)
+    weighted, unfitted = (
+        found(task, *rows, metrics, labels=outputs, weights=(own, counts[::-1])) for own in (counts, None)
+    )
+    many, test = np.repeat(np.arange(8), counts), np.repeat(np.arange(8), counts[::-1])
+    repeated = found(task, (matrix[many], labels[many]), (matrix[test], labels[test]), metrics, labels=outputs)
+    assert list(weighted) == list(repeated)
+    for name, values in weighted.items():
+        for metric in metrics:
+            assert values[metric] == pytest.approx(repeated[name][metric], rel=3e-3), (name, metric)
+        assert values["loss"] != pytest.approx(unfitted[name]["loss"], rel=1e-2)
+
+
+def test_the_majority_is_that_of_the_weights() -> None:
+    weights = (np.array([0.2, 0.2, 0.2, 1.0]), np.array([1.0, 3.0]))
+    result = found("text_classification", (SPORT, [0, 0, 0, 1]), (MONEY[:2], [0, 1]), weights=weights)["majority"]
+    assert result["accuracy"] == 0.75
+    shares = np.array([1.6, 2.0]) / 3.6
+    assert result["loss"] == pytest.approx(-(np.log(shares) * [0.25, 0.75]).sum())
+
+
+@pytest.mark.parametrize("weights", [([1.0, 0.0], None), (None, [1.0, -1.0]), ([1.0], None)])
+def test_baselines_refuse_weights_that_cannot_be(weights: tuple[Any, Any]) -> None:
+    with pytest.raises(DataError, match=r"weights"):
+        found("text_classification", (SPORT[:2], [0, 1]), (MONEY[:2], [0, 1]), weights=weights)
 
 
 def test_grey_pixels_of_images_of_any_size_are_standardised_over_the_training_rows() -> None:

@@ -187,3 +187,72 @@ def test_decisions_that_are_all_right_keep_the_temperature_at_one() -> None:
 def test_decisions_that_do_not_fit_are_refused() -> None:
     with pytest.raises(DataError, match="do not fit"):
         decision_calibration_report(np.zeros((2, 3)), np.zeros((2, 2)), np.zeros((2, 2)), np.zeros((2, 2)), 5)
+
+
+@settings(deadline=None, max_examples=25)
+@given(rows=scored_rows(), seed=st.integers(0, 1000))
+def test_a_calibration_of_weights_that_are_whole_is_that_of_repeated_rows(
+    rows: tuple[np.ndarray, np.ndarray], seed: int
+) -> None:
+    logits, labels = rows
+    validation, test = np.random.default_rng(seed).integers(1, 5, (2, len(labels)))
+    weighted = calibration_report(*rows, *rows, 7, validation.astype(float), test.astype(float))
+    many, tested = (np.repeat(np.arange(len(labels)), counts) for counts in (validation, test))
+    repeated = calibration_report(logits[many], labels[many], logits[tested], labels[tested], 7)
+    assert list(weighted) == list(repeated)
+    for name, value in repeated.items():
+        if not name.startswith("bins"):
+            assert weighted[name] == pytest.approx(value, rel=1e-5, abs=1e-9), name
+    # A bin still says how many rows it holds, while its means follow the weights.
+    plain = reliability_bins(softmax(logits), labels, 7)
+    assert [b["count"] for b in weighted["bins_before"]] == [b["count"] for b in plain]
+    for b, expected in zip(weighted["bins_before"], repeated["bins_before"]):
+        assert (b["confidence"] is None) == (expected["confidence"] is None)
+        if b["confidence"] is not None:
+            assert (b["confidence"], b["accuracy"]) == pytest.approx((expected["confidence"], expected["accuracy"]))
+
+
+def test_the_temperature_follows_the_rows_that_weigh_more() -> None:
+    honest = np.random.default_rng(0).normal(size=(4000, 3)) * 2
+    logits = np.concatenate([honest[:2000] * 3, honest[2000:] * 0.5])
+    labels = draw_labels(honest, 1)
+    first, second = (np.where(np.arange(4000) < 2000, *pair) for pair in ((1.0, 1e-3), (1e-3, 1.0)))
+    assert fit_temperature(logits, labels, first) == pytest.approx(3, rel=0.15)
+    assert fit_temperature(logits, labels, second) == pytest.approx(0.5, rel=0.15)
+    assert 0.6 < fit_temperature(logits, labels) < 2.5
+
+
+def test_weighted_calibration_numbers_equal_scikit_learn() -> None:
+    generator = np.random.default_rng(0)
+    logits, labels, weights = generator.normal(size=(60, 3)), generator.integers(0, 3, 60), generator.random(60) + 0.1
+    report = calibration_report(logits, labels, logits, labels, 10, weights, weights)
+    probabilities = softmax(logits)
+    assert report["nll_before"] == pytest.approx(log_loss(labels, probabilities, sample_weight=weights))
+    errors = ((probabilities - np.eye(3)[labels]) ** 2).sum(axis=1)
+    assert report["brier_before"] == pytest.approx(np.average(errors, weights=weights))
+    scaled = calibration_report(logits, labels, logits, labels, 10, weights * 40, weights * 0.01)
+    for name in ("temperature", "ece_before", "ece_after", "nll_after", "brier_after"):
+        assert scaled[name] == pytest.approx(report[name], rel=1e-6), name
+
+
+def test_every_decision_of_a_row_counts_what_the_row_does() -> None:
+    generator = np.random.default_rng(0)
+    logits = generator.normal(size=(50, 3)) * 3
+    labels = (generator.random((50, 3)) < expit(logits / 2)).astype(float)
+    counts = generator.integers(1, 4, 50)
+    many = np.repeat(np.arange(50), counts)
+    weighted = decision_calibration_report(logits, labels, logits, labels, 5, counts, counts)
+    repeated = decision_calibration_report(logits[many], labels[many], logits[many], labels[many], 5)
+    plain = decision_calibration_report(logits, labels, logits, labels, 5)
+    for name in ("temperature", "ece_before", "ece_after", "nll_before", "nll_after", "brier_before", "brier_after"):
+        assert weighted[name] == pytest.approx(repeated[name], rel=1e-6), name
+        assert weighted[name] != pytest.approx(plain[name], rel=1e-6), name
+    assert sum(b["count"] for b in weighted["bins_after"]) == 150
+
+
+@pytest.mark.parametrize("report", [calibration_report, decision_calibration_report])
+@pytest.mark.parametrize("weights", [(np.array([1.0, 0.0]), None), (None, np.array([1.0, np.nan])), (np.ones(4), None)])
+def test_weights_that_cannot_be_are_refused_in_either_split(report, weights: tuple) -> None:
+    labels = np.eye(2) if report is decision_calibration_report else np.array([0, 1])
+    with pytest.raises(DataError, match=r"evaluation: .*weights"):
+        report(np.eye(2), labels, np.eye(2), labels, 5, *weights)

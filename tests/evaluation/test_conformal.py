@@ -59,3 +59,11 @@ def test_answers_that_are_not_finite_are_refused_in_either_split() -> None:
             interval_report(*splits, 15)
     with pytest.raises(DataError, match="no rows"):
         half_width(np.zeros((0, 1)), np.zeros(0))
+
+
+def test_the_promise_is_about_new_rows_so_weights_do_not_move_it() -> None:
+    generator = np.random.default_rng(0)
+    answers, labels, weights = generator.normal(size=(40, 1)), generator.normal(size=40), generator.random(40) + 0.1
+    plain = interval_report(answers, labels, answers, labels, 15)
+    assert interval_report(answers, labels, answers, labels, 15, weights, weights) == plain
+    assert plain["interval"] > 0

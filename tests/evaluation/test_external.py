@@ -151,6 +151,39 @@ def test_without_the_library_the_extra_is_named(monkeypatch: pytest.MonkeyPatch)
         check_metrics(["evaluate:accuracy"])
 
 
+@pytest.mark.parametrize("target", EVALUATIONS)
+def test_a_metric_of_the_library_is_refused_for_weighted_rows_before_anything_is_loaded(
+    target: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise AssertionError("a metric was loaded")
+
+    monkeypatch.setattr("finetune.evaluation.external.load", refuse)
+    entry = EVALUATIONS[target]
+    entry.check_metrics(entry.metrics, weighted=True)
+    words = (
+        r"^evaluation\.metrics: 'evaluate:x' cannot count rows by data\.weight_column; "
+        r"name built-in metrics, or remove data\.weight_column$"
+    )
+    with pytest.raises(RecipeError, match=words):
+        entry.check_metrics([entry.metrics[0], "evaluate:x"], weighted=True)
+    if target == "next_token":
+        return
+    logits, labels, names = (
+        (np.eye(2), np.eye(2), ["a", "b"])
+        if target == "multi_label"
+        else (
+            (np.eye(2), np.array([0, 1]), ["a", "b"]) if target == "single_label" else (np.ones((2, 1)), np.ones(2), [])
+        )
+    )
+    for call in (
+        lambda: entry.measure(["evaluate:x"], logits, labels, np.ones(2)),
+        lambda: entry.evaluate(logits, labels, names, ["evaluate:x"], 0, np.ones(2)),
+    ):
+        with pytest.raises(RecipeError, match=words):
+            call()
+
+
 MATRIX = np.array([[1, 0], [1, 1], [0, 0]], dtype=np.float32)
 LISTS = """
 import datasets

@@ -133,7 +133,7 @@ def test_intervals_of_several_labels_have_the_width_of_the_standard_error() -> N
 def test_average_precision_gets_fewer_resamples_where_there_is_much_to_sort(monkeypatch: pytest.MonkeyPatch) -> None:
     drawn: list[int] = []
 
-    def count(formulas: dict, rows: int, resamples: int, seed: int) -> dict:
+    def count(formulas: dict, rows: int, resamples: int, seed: int, weights: None) -> dict:
         drawn.append(resamples)
         return {name: np.zeros(resamples) for name in formulas}
 

@@ -11,7 +11,7 @@ from sklearn import metrics as sk
 
 from finetune.errors import DataError, RecipeError, TrainingError
 from finetune.evaluation.counts import Counts
-from finetune.evaluation.intervals import percentiles, resample_confusion, resample_means, wilson
+from finetune.evaluation.intervals import percentiles, resample_counts, resample_means, wilson
 from finetune.evaluation.single_label import (
     COUNT_METRICS,
     METRICS,
@@ -80,9 +80,9 @@ def test_every_bootstrap_resample_scores_as_scikit_learn_scores_its_rows(
     case: tuple[int, np.ndarray, np.ndarray], seed: int
 ) -> None:
     classes, labels, predictions = case
-    confusion = sk.confusion_matrix(labels, predictions, labels=list(range(classes)))
-    counts = resample_confusion(confusion, 4, seed)
+    counts = resample_counts(labels, predictions, classes, 4, seed)
     # The same draw, spelled out row by row.
+    confusion = sk.confusion_matrix(labels, predictions, labels=list(range(classes)))
     truth, predicted = np.nonzero(confusion)
     cells = confusion[truth, predicted]
     drawn = np.random.default_rng(seed).multinomial(len(labels), cells / len(labels), size=4)
@@ -95,10 +95,10 @@ def test_every_bootstrap_resample_scores_as_scikit_learn_scores_its_rows(
 
 
 def test_a_bootstrap_in_small_chunks_keeps_its_size_and_its_seed(monkeypatch: pytest.MonkeyPatch) -> None:
-    confusion = np.array([[30, 5, 0], [2, 40, 3], [0, 0, 0]])
-    whole = resample_confusion(confusion, 200, 1)
+    truth, predicted = np.repeat([0, 0, 1, 1, 1], [30, 5, 2, 40, 3]), np.repeat([0, 1, 0, 1, 2], [30, 5, 2, 40, 3])
+    whole = resample_counts(truth, predicted, 3, 200, 1)
     monkeypatch.setattr("finetune.evaluation.intervals._CHUNK", 15)
-    parts = resample_confusion(confusion, 200, 1)
+    parts = resample_counts(truth, predicted, 3, 200, 1)
     np.testing.assert_array_equal(whole.hits, parts.hits)
     np.testing.assert_array_equal(whole.predicted, parts.predicted)
     assert (parts.truth.sum(axis=1) == 80).all()
@@ -106,8 +106,9 @@ def test_a_bootstrap_in_small_chunks_keeps_its_size_and_its_seed(monkeypatch: py
 
 
 def test_resampled_counts_scatter_around_the_measured_ones() -> None:
-    confusion = np.array([[60, 20], [5, 115]])
-    counts, drawn = Counts.of(confusion), resample_confusion(confusion, 4000, 0)
+    truth, predicted = np.repeat([0, 0, 1, 1], [60, 20, 5, 115]), np.repeat([0, 1, 0, 1], [60, 20, 5, 115])
+    counts = Counts.of(np.array([[60, 20], [5, 115]]))
+    drawn = resample_counts(truth, predicted, 2, 4000, 0)
     np.testing.assert_allclose(drawn.hits.mean(axis=0), counts.hits, rtol=0.02)
     np.testing.assert_allclose(drawn.predicted.mean(axis=0), counts.predicted, rtol=0.02)
     # The variance of a binomial count, n·p·(1 − p).

@@ -114,6 +114,27 @@ def test_every_task_has_metrics_of_its_own_by_default(task: str) -> None:
             "train.label_smoothing: it is for single-label or multi",
         ),
         ("image_regression", {"train": {"augment": {"cutmix": 0.2}}}, "train.augment.cutmix: it mixes labels by area"),
+        (
+            "image_classification",
+            {"data": {"source": "d", "weight_column": "w"}, "train": {"augment": {"mixup": 0.2}}},
+            "train.augment.mixup: a mixture of two rows has no weight of its own",
+        ),
+        (
+            "image_multi_label_classification",
+            {"data": {"source": "d", "weight_column": "w"}, "train": {"augment": {"cutmix": 1.0}}},
+            "train.augment.cutmix: a mixture of two rows has no weight of its own",
+        ),
+        (
+            "text_classification",
+            {"data": {"source": "d", "weight_map": {"a": 1.0}}},
+            "data.weight_map: it names values of data.weight_column, which is absent; add it",
+        ),
+        (
+            "text_classification",
+            {"data": {"source": "d", "weight_column": "w", "weight_map": {"a": 0.0}}},
+            "greater than 0",
+        ),
+        ("causal_lm", {"data": {"source": "d", "weight_column": "w"}}, "data.weight_column: it is for text and image"),
         ("text_classification", {"data": {"source": "d", "label_columns": ["a", "b"]}}, "it is for multi-label tasks"),
         ("image_regression", {"evaluation": {"metric": "accuracy"}}, "unknown metric 'accuracy' for image_regression"),
     ],

@@ -73,6 +73,26 @@ def test_half_precision_logits_are_summed_in_float32() -> None:
     torch.testing.assert_close(found, bce(logits.bfloat16().float(), targets, reduction="sum") / 3)
 
 
+@settings(max_examples=30)
+@given(case=ROWS, counts_seed=st.integers(0, 1000))
+def test_a_row_of_weight_k_counts_as_k_rows_of_decisions(case: dict, counts_seed: int) -> None:
+    logits, targets, weights, smoothing = batch(case)
+    counts = torch.randint(1, 4, (case["rows"],), generator=torch.Generator().manual_seed(counts_seed))
+    repeated = [part.repeat_interleave(counts, dim=0) for part in (logits, targets)]
+    found = loss_sums(logits, targets, weights, smoothing, counts.double())
+    torch.testing.assert_close(found, loss_sums(repeated[0], repeated[1], weights, smoothing, None))
+    assert loss_denominator(targets, weights, counts.double()) == int(counts.sum())
+
+
+def test_balanced_weights_of_labels_count_rows_by_their_weights() -> None:
+    labels, counts = np.array([[1, 0], [0, 1], [1, 1], [0, 0]]), np.array([1, 4, 2, 3])
+    weights = class_weights("balanced", labels, ["a", "b"], counts.astype(np.float64))
+    repeated = class_weights("balanced", labels.repeat(counts, axis=0), ["a", "b"])
+    assert weights is not None
+    assert repeated is not None
+    assert weights.tolist() == repeated.tolist() == [pytest.approx(7 / 3), pytest.approx(4 / 6)]
+
+
 def test_balanced_weights_are_negative_over_positive_rows() -> None:
     labels = np.array([[1, 0], [0, 1], [0, 1], [0, 1]], dtype=np.float32)
     weights = class_weights("balanced", labels, ["a", "b"])

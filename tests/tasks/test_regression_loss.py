@@ -53,6 +53,17 @@ def test_masked_numbers_leave_no_trace(case: tuple[int, int], mask_seed: int) ->
     assert not torch.autograd.grad(found, logits)[0][~kept].any()
 
 
+@settings(max_examples=30)
+@given(case=ROWS, counts_seed=st.integers(0, 1000))
+def test_a_number_of_weight_k_counts_as_k_numbers(case: tuple[int, int], counts_seed: int) -> None:
+    logits, targets = batch(case)
+    counts = torch.randint(1, 4, (case[0],), generator=torch.Generator().manual_seed(counts_seed))
+    repeated = [part.repeat_interleave(counts, dim=0) for part in (logits, targets)]
+    found = loss_sums(logits, targets, None, 0.0, counts.double())
+    torch.testing.assert_close(found, loss_sums(repeated[0], repeated[1], None, 0.0, None))
+    assert loss_denominator(targets, None, counts.double()) == int(counts.sum())
+
+
 def test_half_precision_answers_are_compared_in_float32() -> None:
     answers, targets = torch.full((3, 1), 300.0, dtype=torch.float16), torch.zeros(3)
     found = loss_sums(answers, targets, None, 0.0, None)

@@ -56,6 +56,35 @@ def test_masked_rows_leave_no_trace_in_sum_denominator_or_gradient(case: dict, m
     assert kept.any() == bool(slope.any())
 
 
+@settings(deadline=None, max_examples=50)
+@given(case=ROWS, shares=st.booleans(), counts_seed=st.integers(0, 1000))
+def test_a_row_of_weight_k_counts_as_k_rows(case: dict, shares: bool, counts_seed: int) -> None:
+    """For labels, and for shares of labels, which need not be those of one class."""
+    logits, labels, weights, smoothing = batch(case)
+    generator = torch.Generator().manual_seed(counts_seed)
+    counts = torch.randint(1, 4, (case["rows"],), generator=generator)
+    mixed = torch.rand(case["rows"], case["classes"], generator=generator, dtype=torch.float64).softmax(dim=1)
+    truth = mixed if shares else labels
+    found = loss_sums(logits, truth, weights, smoothing, counts.double())
+    repeated = loss_sums(
+        logits.repeat_interleave(counts, dim=0), truth.repeat_interleave(counts, dim=0), weights, smoothing, None
+    )
+    torch.testing.assert_close(found, repeated)
+    torch.testing.assert_close(torch.autograd.grad(found, logits)[0], torch.autograd.grad(repeated, logits)[0])
+    below = loss_denominator(truth.repeat_interleave(counts, dim=0), weights, None)
+    assert loss_denominator(truth, weights, counts.double()) == pytest.approx(below)
+
+
+@settings(deadline=None)
+@given(rows=st.lists(st.tuples(st.integers(0, 1), st.integers(1, 4)), min_size=1, max_size=20))
+def test_balanced_weights_count_a_row_of_weight_k_as_k_rows(rows: list[tuple[int, int]]) -> None:
+    labels, counts = np.array([(0, 1), (1, 1), *rows]).T
+    weights = class_weights("balanced", labels, list("ab"), counts.astype(np.float64))
+    repeated = class_weights("balanced", labels.repeat(counts), list("ab"))
+    assert weights is not None
+    np.testing.assert_allclose(weights, repeated, rtol=1e-6)
+
+
 @settings(deadline=None, max_examples=30)
 @given(case=ROWS, cut=st.integers(0, 12))
 def test_sums_and_denominators_of_parts_add_up_to_the_whole(case: dict, cut: int) -> None:

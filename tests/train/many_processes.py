@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from language_samples import documents, improving, language_job, packed
 from picture_samples import picture_job
@@ -29,10 +30,15 @@ RANK = int(os.environ.get("RANK", "0"))
 def smooth_job() -> Job:
     """Without dropout and Adam's division by tiny gradients, so that processes change the result by rounding alone.
 
-    Of 21 rows in batches of five the last leaves nothing for the second process.
+    Of 21 rows in batches of five the last leaves nothing for the second process. They count unequally.
     """
     pull = L2SPSettings(coupling="loss", alpha=0.1, beta=0.01)
-    return rising(small_job(rows=21, dropout=0.0, optimizer="sgd", l2sp=pull, batch_size=5, label_smoothing=0.1))
+    counted = np.random.default_rng(6).uniform(0.1, 4.0, 21)
+    return rising(
+        small_job(
+            rows=21, dropout=0.0, optimizer="sgd", l2sp=pull, batch_size=5, label_smoothing=0.1, row_weights=counted
+        )
+    )
 
 
 def noisy_job() -> Job:

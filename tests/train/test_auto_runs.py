@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from picture_samples import picture_job
@@ -73,18 +75,20 @@ def test_gradients_are_of_the_phases_first_steps_without_noise_after_the_head_ha
 ) -> None:
     monkeypatch.setattr(measure, "GRADIENT_STEPS", 2)
     job = auto_job(shaken=True, label_smoothing=0.1, accumulation=2)
+    job = replace(job, row_weights=np.random.default_rng(7).uniform(0.1, 4.0, len(job.train.labels)))
     found: list[dict[str, float]] = []
 
     def watched(*args: Any) -> dict[str, Any]:
         module = job.model.module
         rows = epoch_steps(job.plain.lengths, 6, seed=0, phase=1, epoch=0, bucket=True)[:2]
-        losses = (
-            [torch.nn.functional.cross_entropy(
-                module(**{n: torch.from_numpy(a) for n, a in job.plain.batch(step, None)[0].items()}).logits,  # type: ignore[arg-type]
-                torch.from_numpy(job.plain.labels[step]), label_smoothing=0.1,
-            )]
-            for step in rows
-        )  # fmt: skip
+
+        def loss(step: list[int]) -> torch.Tensor:
+            logits = module(**{n: torch.from_numpy(a) for n, a in job.plain.batch(step, None)[0].items()}).logits  # type: ignore[arg-type]
+            truth, counted = torch.from_numpy(job.plain.labels[step]), torch.from_numpy(job.weights_of(step))
+            each = torch.nn.functional.cross_entropy(logits, truth, label_smoothing=0.1, reduction="none")
+            return (counted * each).sum() / counted.sum()
+
+        losses = ([loss(step)] for step in rows)
         found.append(relative_gradient_norms(module, job.model.groups, losses))
         return measure.choose_layer_groups(*args)
 

@@ -14,14 +14,21 @@ from finetune.data.batches import epoch_steps
 from finetune.train.job import EncodedExamples, Job
 
 BALANCED = np.array([0.5, 1.0, 3.0], dtype=np.float32)
-LOSSES: list[dict[str, Any]] = [{}, {"class_weights": BALANCED}, {"class_weights": BALANCED, "label_smoothing": 0.2}]
+UNEQUAL = np.random.default_rng(5).uniform(0.1, 4.0, 22)
+LOSSES: list[dict[str, Any]] = [
+    {},
+    {"class_weights": BALANCED},
+    {"class_weights": BALANCED, "label_smoothing": 0.2},
+    {"row_weights": UNEQUAL, "label_smoothing": 0.2},
+    {"row_weights": UNEQUAL, "class_weights": BALANCED},
+]
 # Without dropout, and without Adam's division by tiny gradients, results differ by rounding alone.
 SMOOTH: dict[str, Any] = {"dropout": 0.0, "optimizer": "sgd"}
 SHORT = {"head_epochs": 1, "epochs": 1}
 
 
 def plain_loop(job: Job) -> None:
-    """The job's first phase in the most ordinary words: SGD at a constant rate, whole batches, torch's own mean loss."""
+    """The job's first phase in the most ordinary words: SGD at a constant rate, whole batches, torch's own loss of each row."""
     assert isinstance(job.train, EncodedExamples)
     module, phase, settings = job.model.module, job.plan.phases[0], job.settings
     weight = None if job.class_weights is None else torch.from_numpy(job.class_weights)
@@ -38,10 +45,16 @@ def plain_loop(job: Job) -> None:
             job.train.lengths, settings.batch_size, seed=job.seed, phase=0, epoch=epoch, bucket=True
         ):
             inputs = {n: torch.from_numpy(a) for n, a in collate([job.train.rows[row] for row in rows]).items()}
-            loss = torch.nn.functional.cross_entropy(
-                module(**inputs).logits, torch.from_numpy(job.train.labels[rows]), weight=weight,
+            truth = torch.from_numpy(job.train.labels[rows])
+            counted = torch.from_numpy(job.weights_of(rows))
+            losses = torch.nn.functional.cross_entropy(
+                module(**inputs).logits,
+                truth,
+                weight=weight,
                 label_smoothing=settings.label_smoothing,
-            )  # fmt: skip
+                reduction="none",
+            )
+            loss = (counted * losses).sum() / (counted * (1 if weight is None else weight[truth])).sum()
             optimizer.zero_grad()
             loss.backward()
             torch.nn.utils.clip_grad_norm_([p for part in parts for p in part["params"]], settings.clip_norm)

@@ -94,6 +94,7 @@ def small_job(
     transfer: dict[str, Any] | None = None,
     l2sp: L2SPSettings | None = None,
     class_weights: np.ndarray | None = None,
+    row_weights: np.ndarray | None = None,
     seed: int = 0,
     **train: Any,
 ) -> Job:
@@ -116,6 +117,7 @@ def small_job(
         validation_loss=cross_entropy,
         higher_is_better=True,
         seed=seed,
+        row_weights=row_weights,
     )
 
 
