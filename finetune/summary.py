@@ -28,7 +28,8 @@ def describe_checked(recipe: Recipe, checked: Checked) -> str:
 
 
 def _labelled(recipe: Recipe, checked: Checked) -> list[tuple[str, str]]:
-    return [("labels", _labels(checked))]
+    column = recipe.data.weight_column
+    return [("labels", _labels(checked)), *([("weights", f"rows count by '{column}'")] if column else [])]
 
 
 def _continued(recipe: Recipe, checked: Checked) -> list[tuple[str, str]]:

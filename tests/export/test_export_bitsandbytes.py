@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,20 @@ def test_time_budget_limits_the_rows_and_the_note_says_so(setting: Setting, monk
     )
     assert row["rows"] == 16
     assert "16 of 60" in row["note"]
+
+
+def test_rows_that_were_measured_keep_their_labels_and_weights(setting: Setting) -> None:
+    weights = np.arange(1.0, len(setting.labels) + 1)
+    whole = replace(
+        yardstick(setting),
+        weights=weights,
+        judge=judge(lambda logits, labels, counted: float((labels * counted).sum())),
+    )
+    numbers = np.array([3, 0, 2])
+    some = whole.only(numbers)
+    assert some.rows == [setting.rows[number] for number in numbers]
+    assert some.score(setting.logits[numbers]) == float((setting.labels[numbers] * weights[numbers]).sum())
+    assert whole.score(setting.logits) == float((setting.labels * weights).sum())
 
 
 def test_folder_without_a_model_is_an_export_error(tmp_path: Path) -> None:

@@ -236,6 +236,29 @@ def test_multi_label_card_counts_missed_and_wrongly_given_labels():
     assert front(card)["metrics"] == ["f1", "precision", "recall", "exact_match", "label_accuracy", "average_precision"]
 
 
+@pytest.mark.parametrize("spread", [[{"weight": 0.5, "rows": 1200}, {"weight": 1.0, "rows": 800}], None])
+@pytest.mark.parametrize("task", TASKS)
+def test_weights_of_rows_are_told_in_names_data_and_results(task, spread):
+    report = report_of(task)
+    assert "weighted" not in render_card(report)
+    report["audit"]["weights"] = {"column": "rater", "least": 0.5, "greatest": 1.0, "mean": 0.7, "rows": spread}
+    for form in ("test", "test_served"):
+        measured = report["metrics"][form]
+        names = [name for name, entry in measured.items() if isinstance(entry, dict) and "value" in entry]
+        measured["unweighted"] = dict.fromkeys(names, 0.4321)
+    card = render_card(report)
+    assert validate_card(card) == []
+    results, data = section(card, "Results"), section(card, "Training data")
+    assert "(bootstrap over rows)" in results
+    assert "counts by its weight in the column `rater`. Where every row counts alike:" in results
+    assert "| 0.432 | 0.432 |" in results
+    told = "1,200 by 0.500 and 800 by 1.000" if spread else "from 0.500 to 1.000, 0.700 on average"
+    assert f"Rows count by the column `rater`, in training and in measuring: {told}." in data
+    published = [metric["name"] for metric in front(card)["model-index"][0]["results"][0]["metrics"]]
+    assert published
+    assert all(", weighted (" in name for name in published)
+
+
 def test_regression_card_has_errors_and_an_interval_instead_of_labels_and_a_temperature():
     card = render_card(report_of("image_regression"))
     results = section(card, "Results")

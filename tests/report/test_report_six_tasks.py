@@ -102,6 +102,46 @@ def test_page_shows_what_its_target_is_judged_by(task: str, pages: dict[str, Pag
     assert loss[target].lower() in quality.lower()
 
 
+def weighted(task: str, **spread: Any) -> dict[str, Any]:
+    """A report of rows that count unequally, three fifths of them by a third."""
+    report = report_of(task)
+    report["audit"]["weights"] = {
+        "column": "rater", "least": 1 / 3, "greatest": 1.0, "mean": 0.6, "splits": {"train": 900.0, "validation": 90.0, "test": 120.0},
+        "rows": [{"weight": 1 / 3, "rows": 1200}, {"weight": 1.0, "rows": 800}], **spread,
+    }  # fmt: skip
+    for form in ("test", "test_served"):
+        measured = report["metrics"][form]
+        names = [name for name, entry in measured.items() if isinstance(entry, dict) and "value" in entry]
+        measured |= {"weight": 120.0, "unweighted": dict.fromkeys(names, 0.4321)}
+    return report
+
+
+@pytest.mark.parametrize("task", ["image_classification", "text_multi_label_classification", "image_regression"])
+def test_weights_of_rows_are_told_and_each_metric_stands_beside_its_unweighted_value(task: str) -> None:
+    page, plain = (Page(render_html(report, picture_file)) for report in (weighted(task), report_of(task)))
+    data, quality = part(page, "Data", "Training"), part(page, "Quality on the test split", "Hardest test rows")
+    assert "1,200 rows by 0.333 and 800 rows by 1" in data
+    assert "PyTorch, unweighted Served file, unweighted" in quality
+    assert "Each row counts by its weight in the column rater" in quality
+    assert ("43.2" if task != "image_regression" else "0.432") in quality
+    assert f"Test weighted {TARGET_METRICS[task]}" in page.text
+    assert "(Wilson)" not in page.text
+    assert "weighted" not in plain.text
+    assert ("(Wilson)" in plain.text) == (task == "image_classification")
+
+
+TARGET_METRICS = {
+    "image_classification": "accuracy",
+    "text_multi_label_classification": "micro F1",
+    "image_regression": "mean absolute error",
+}
+
+
+def test_many_different_weights_are_told_by_their_ends_and_mean() -> None:
+    page = Page(render_html(weighted("text_classification", rows=None), picture_file))
+    assert "from 0.333 to 1.00, 0.600 on average" in part(page, "Data", "Training")
+
+
 def test_regression_says_that_lower_is_better_and_has_an_interval_instead_of_a_temperature(
     pages: dict[str, Page],
 ) -> None:
