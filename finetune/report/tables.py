@@ -47,6 +47,7 @@ def everything(report: Mapping[str, Any]) -> dict[str, Any]:
         "modes": counted(images.get("modes")),
         "batchnorm": BATCHNORM,
         "augmentations": augmentations(report),
+        "top_rates": top_rates(report),
         "calibrated": any(one.get("calibration") for one in at(report, "export", "candidates") or []),
         "timings": timings(report),
         "recipe_text": recipe_text(report),
@@ -131,6 +132,13 @@ def values(report: Mapping[str, Any]) -> list[dict[str, Any]]:
         spread = data.get("values") or audit.get("values") or {}
         found.append({"split": split, "rows": data.get("rows"), **spread})
     return found
+
+
+def top_rates(report: Mapping[str, Any]) -> list[float]:
+    """The greatest learning rate of each phase; one number if it is the same in all."""
+    of_phases = [list((at(phase, "learning_rates") or {}).values()) for phase in at(report, "transfer", "phases") or []]
+    rates = [max(rates) for rates in of_phases if rates]
+    return rates[:1] if len(set(rates)) == 1 else rates
 
 
 def augmentations(report: Mapping[str, Any]) -> list[str]:

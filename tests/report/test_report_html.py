@@ -183,6 +183,23 @@ def test_phase_whose_parameters_did_not_move_is_shown() -> None:
     assert "✗ 1 did not move encoder.layer.4.output.dense.weight" in text
 
 
+@pytest.mark.parametrize(
+    ("peaks", "words"),
+    [
+        ([1e-3, 2.5e-4, 1.5e-4], "0.001, 2.5e-4, 1.5e-4 at the head phase by phase, times"),
+        ([2e-5, 2e-5], "2e-5 at the head times"),
+    ],
+)
+def test_learning_rates_are_those_that_the_phases_had(peaks: list[float], words: str) -> None:
+    report = sample_report()
+    phase = report["transfer"]["phases"][-1]
+    report["transfer"]["phases"] = [
+        {**phase, "learning_rates": {"head": peak, "embeddings": peak / 100}} for peak in peaks
+    ]
+    report["history"] = []
+    assert words in " ".join(Page(render_html(report)).text.split())
+
+
 def test_missing_parts_say_that_they_were_not_asked_for() -> None:
     text = Page(render_html(nothing_optional())).text
     for words in (
