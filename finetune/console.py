@@ -95,7 +95,7 @@ class Console:
         table = Table(box=None, pad_edge=False, padding=(0, 2), header_style="dim")
         for column in (
             "form",
-            f"{metric} (test{', weighted' if data['audit'].get('weights') else ''})",
+            f"{metric} (test{', row-weighted' if data['audit'].get('weights') else ''})",
             "size",
             *columns,
         ):

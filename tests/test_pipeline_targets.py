@@ -85,9 +85,9 @@ def test_labels_that_nobody_is_sure_of_count_less_in_training_and_in_every_numbe
     assert answer.label == "harbour"
     card = (report.bundle / "README.md").read_text("utf-8")
     assert validate_card(card) == []
-    assert "Accuracy, weighted" in card
+    assert "| Row-weighted accuracy |" in card
     assert "180 by 0.050 and 120 by 1.000" in card
-    assert "weighted accuracy" in (report.bundle / "report.html").read_text("utf-8")
+    assert "row-weighted accuracy" in (report.bundle / "report.html").read_text("utf-8")
     assert main(["check", str(report.bundle)]) == 0
 
 

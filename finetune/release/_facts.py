@@ -44,10 +44,15 @@ _HUB_LOSS = {"single_label": "loss", "multi_label": "loss", "regression": "mse",
 
 def metric_name(report: Report, metric: str) -> str:
     """A metric as people write it, and whether rows are weighted; loss and accuracy by the names that the target's have."""
+    name = unweighted_name(report, metric)
+    return f"Row-weighted {_in_sentence(name)}" if weights_of(report) else name
+
+
+def unweighted_name(report: Report, metric: str) -> str:
+    """A metric as people write it, of rows that all count alike."""
     words = target_of(report)
     named = METRIC_NAMES | {"loss": words.loss, "accuracy": words.accuracy}
-    name = named.get(metric, metric.removeprefix("evaluate:"))
-    return f"{name}, weighted" if weights_of(report) else name
+    return named.get(metric, metric.removeprefix("evaluate:"))
 
 
 def weights_of(report: Report) -> Mapping[str, Any] | None:
@@ -58,7 +63,10 @@ def weights_of(report: Report) -> Mapping[str, Any] | None:
 
 def metric_in_sentence(report: Report, metric: str) -> str:
     """A metric inside a sentence: lower case, unless it is an abbreviation such as F1."""
-    name = metric_name(report, metric)
+    return _in_sentence(metric_name(report, metric))
+
+
+def _in_sentence(name: str) -> str:
     return name[0].lower() + name[1:] if name[:1].isupper() and name[1:2].islower() else name
 
 

@@ -6,7 +6,16 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from finetune.release import _language
-from finetune.release._facts import LOWER_IS_BETTER, SHARES, Report, metric_name, metric_values, served_name, weights_of
+from finetune.release._facts import (
+    LOWER_IS_BETTER,
+    SHARES,
+    Report,
+    metric_name,
+    metric_values,
+    served_name,
+    unweighted_name,
+    weights_of,
+)
 from finetune.release._kinds import kind_of, modality_of, target_of
 from finetune.release._markdown import code, counted, interval, number, share, table, text
 
@@ -69,8 +78,7 @@ def _unweighted(report: Report) -> str:
     if weights is None:
         return ""
     torch, served = (report["metrics"][of]["unweighted"] for of in ("test", "test_served"))
-    names = {metric: metric_name(report, metric).removesuffix(", weighted") for metric in torch}
-    rows = [[text(names[metric]), number(torch[metric]), number(served[metric])] for metric in torch]
+    rows = [[text(unweighted_name(report, name)), number(torch[name]), number(served[name])] for name in torch]
     said = f"Each row counts by its weight in the column {code(weights['column'])}. Where every row counts alike:"
     return "\n\n".join([said, table(["Metric", "PyTorch", f"Served ({served_name(report)})"], rows)])
 

@@ -57,7 +57,7 @@ class Target:
     def title(self, metric: str) -> str:
         """A metric in words."""
         title = self.titles.get(metric) or units.metric_title(metric, self.loss)
-        return f"weighted {title}" if self.weighted else title
+        return f"row-weighted {title}" if self.weighted else title
 
 
 MODALITIES = {

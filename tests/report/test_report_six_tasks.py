@@ -124,7 +124,7 @@ def test_weights_of_rows_are_told_and_each_metric_stands_beside_its_unweighted_v
     assert "PyTorch, unweighted Served file, unweighted" in quality
     assert "Each row counts by its weight in the column rater" in quality
     assert ("43.2" if task != "image_regression" else "0.432") in quality
-    assert f"Test weighted {TARGET_METRICS[task]}" in page.text
+    assert f"Test row-weighted {TARGET_METRICS[task]}" in page.text
     assert "(Wilson)" not in page.text
     assert "weighted" not in plain.text
     assert ("(Wilson)" in plain.text) == (task == "image_classification")
