@@ -3,7 +3,8 @@
     python benchmarks/seeds.py recipes/image_cls.yaml --seeds 0 1 2      # as long as three runs
 
 A seed divides the rows anew, so test splits differ from run to run as well as what is trained. The interval is Student's,
-of the mean over seeds (95 %). Runs lie in `--folder` (exports/seeds), and one that is complete is read, not repeated. Prints
+of the mean over seeds (95 %). Runs lie in `--folder` (exports/seeds), and one that is complete under the same settings is read, not
+repeated. Prints
 a Markdown table of the metric that the recipe is steered by; where rows have weights, beside it where all count alike.
 """
 
@@ -18,6 +19,7 @@ from scipy.stats import t
 
 from finetune import load_recipe, run
 from finetune.hardware import cpu
+from finetune.recipe import recipe_hash
 
 LEVEL = 0.95
 FORMS = {"torch": "test", "served": "test_served"}
@@ -43,8 +45,9 @@ def main() -> None:
 
 def one_run(recipe: Path, settings: list[str], seed: int, folder: Path) -> dict[str, Any]:
     """report.json of the recipe under a seed."""
-    output = folder / f"{recipe.stem}_{seed}"
-    return dict(run(load_recipe(recipe, [*settings, f"seed={seed}", f"output={output}"]), resume=True).data)
+    chosen = load_recipe(recipe, [*settings, f"seed={seed}"])
+    output = folder / f"{recipe.stem}_{seed}_{recipe_hash(chosen)[:8]}"
+    return dict(run(chosen.model_copy(update={"output": str(output)}), resume=True).data)
 
 
 def scores(report: dict[str, Any]) -> dict[str, float]:

@@ -198,6 +198,34 @@ def test_a_number_is_learned_in_its_own_unit_with_an_interval(tmp_path: Path, co
     assert report.data["calibration"]["interval"] == pytest.approx(answer.high - answer.value, rel=1e-4)
 
 
+def test_pictures_count_by_their_weights_in_every_choice_and_on_export(tmp_path: Path, convnet: Path) -> None:
+    """Pictures without rows are labelled wrong and weigh next to nothing: what is chosen and exported must not see them."""
+    data = write_picture_table(tmp_path, 120)
+    lines = data.read_text("utf-8").splitlines()
+    table = [line.split(",") for line in lines[1:]]
+    counted = [
+        ",".join([path, "b" if number % 3 else "a", "0.01" if number % 3 == 2 else "1"])
+        for number, (path, *_) in enumerate(table)
+    ]
+    data.write_text("\n".join(["image,label,sure", *counted]) + "\n", "utf-8")
+    report = run(
+        load_recipe(
+            write_image_recipe(tmp_path, convnet, data),
+            [f"output={tmp_path / 'bundle'}", "data.weight_column=sure", "transfer.epochs=2", "evaluation.gradcam=0"],
+        )
+    )
+    measured = report.data["metrics"]["validation"]
+    last = [record for record in report.data["history"] if record["phase"] == 1]
+    best = max(record["validation_metric"] for record in last)
+    assert measured["torch"]["accuracy"]["value"] == pytest.approx(best)
+    for form in ("onnx", "int8"):
+        if report.data["export"][form] is not None:
+            assert report.data["export"][form]["metric"] == pytest.approx(measured[form]["accuracy"]["value"])
+    weights = report.data["audit"]["weights"]
+    assert weights["rows"] == [{"weight": 0.01, "rows": 40}, {"weight": 1.0, "rows": 80}]
+    assert measured["torch"]["effective_rows"] < 0.8 * measured["torch"]["rows"]
+
+
 def test_several_labels_a_picture(tmp_path: Path, convnet: Path) -> None:
     table = write_picture_table(tmp_path / "data", 120)
     recipe = load_recipe(

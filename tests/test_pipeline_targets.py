@@ -78,6 +78,10 @@ def test_labels_that_nobody_is_sure_of_count_less_in_training_and_in_every_numbe
         assert measured["unweighted"]["accuracy"] < 0.6
         right = sum(measured["confusion"][label][label] for label in range(3))
         assert measured["unweighted"]["accuracy"] == pytest.approx(right / measured["rows"])
+    best = max(record["validation_metric"] for record in report.data["history"] if record["phase"] == 1)
+    assert report.data["metrics"]["validation"]["torch"]["accuracy"]["value"] == pytest.approx(best)
+    exported = report.data["export"]["onnx"]["metric"]
+    assert exported == pytest.approx(report.data["metrics"]["validation"]["onnx"]["accuracy"]["value"])
     majority = report.data["baselines"]["majority"]["accuracy"]
     assert majority < report.data["metrics"]["test"]["accuracy"]["value"]
     assert report.data["audit"]["weights"]["rows"] == [{"weight": 0.05, "rows": 180}, {"weight": 1.0, "rows": 120}]
@@ -104,10 +108,15 @@ def test_weights_that_are_all_alike_change_nothing(tmp_path: Path, tiny_backbone
     one, other = ((run.bundle / "model" / "model.safetensors").read_bytes() for run in runs)
     assert one == other
     plain, weighted = ({**run.data["metrics"]["test"]} for run in runs)
-    assert weighted.pop("weight") == 2 * weighted["rows"]
+    assert weighted.pop("effective_rows") == weighted["rows"]
     values = {name: entry["value"] for name, entry in plain.items() if isinstance(entry, dict) and "value" in entry}
     assert {name: weighted[name]["value"] for name in values} == pytest.approx(values)
     assert weighted.pop("unweighted") == pytest.approx(values)
+    for name, scores in runs[0].data["baselines"].items():
+        again = runs[1].data["baselines"][name]
+        assert {key: again[key] for key in values if key in scores} == pytest.approx(
+            {key: scores[key] for key in values if key in scores}
+        )
     for fitted in {"temperature", "interval"} & set(runs[0].data["calibration"]):
         assert runs[0].data["calibration"][fitted] == pytest.approx(runs[1].data["calibration"][fitted])
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from finetune.data.rows import RawLabel
 from finetune.errors import DataError
 
+_MOST_SHOWN = 60
 _FLAGS = {"true": True, "false": False}
 
 
@@ -70,7 +71,9 @@ def _flag(cell: object, column: str, place: str) -> bool:
     value = _FLAGS.get(cell.strip().lower(), cell) if isinstance(cell, str) else cell
     if (number := as_number(value)) in (0.0, 1.0):
         return number == 1.0
-    raise DataError(f"{place}: the column '{column}' of data.label_columns holds {cell!r}; write 0 or 1 in every row")
+    raise DataError(
+        f"{place}: the column '{column}' of data.label_columns holds {shown(cell)}; write 0 or 1 in every row"
+    )
 
 
 def number(cells: Sequence[object], place: str, rules: LabelRules) -> float:
@@ -80,12 +83,20 @@ def number(cells: Sequence[object], place: str, rules: LabelRules) -> float:
         raise DataError(f"{place}: the label is missing; add it or remove the row")
     found = None if isinstance(value, bool) else as_number(value)
     if found is None:
-        raise DataError(f"{place}: the label {value!r} is no number, which a regression needs; mend data.label_column")
+        raise DataError(
+            f"{place}: the label {shown(value)} is no number, which a regression needs; mend data.label_column"
+        )
     if not math.isfinite(found):
-        raise DataError(f"{place}: the label {value!r} is not finite; mend or remove the row")
+        raise DataError(f"{place}: the label {shown(value)} is not finite; mend or remove the row")
     if abs(found) > 3e38:  # labels are kept in 32 bits
-        raise DataError(f"{place}: the label {value!r} is too large for 32-bit numbers; write it in larger units")
+        raise DataError(f"{place}: the label {shown(value)} is too large for 32-bit numbers; write it in larger units")
     return found
+
+
+def shown(cell: object) -> str:
+    """A cell inside a message, cut where it is long: a wrong column may hold whole documents or pictures."""
+    text = repr(cell)
+    return text if len(text) <= _MOST_SHOWN else f"{text[:_MOST_SHOWN]}…"
 
 
 def as_number(value: object) -> float | None:

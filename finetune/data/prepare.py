@@ -19,7 +19,7 @@ from finetune.data.pile import Pile, clean, pile_of
 from finetune.data.rows import SPLITS, LabelledData, Split, fingerprint
 from finetune.data.split import assign_splits
 from finetune.data.targets import LABELLINGS, Labelling, name_labels
-from finetune.data.weights import Weights, describe_weights
+from finetune.data.weights import Weights, describe_weights, per_training_row
 from finetune.errors import DataError
 from finetune.recipe.types import AuditSettings, DataSettings
 from finetune.sources import Source
@@ -66,7 +66,8 @@ def prepare_data(
         "seconds": round(time.perf_counter() - started, 3),
     }
     rows = {split: [row for row, at in enumerate(splits) if at == split] for split in SPLITS}
-    parts = {split: _part(pile, labels, weights, of_split) for split, of_split in rows.items()}
+    counted = None if weights is None else per_training_row(weights, splits)
+    parts = {split: _part(pile, labels, counted, of_split) for split, of_split in rows.items()}
     contents = [
         (parts[split].labels, [modality.content(pile.inputs[row], pile.identities[row]) for row in rows[split]])
         for split in SPLITS

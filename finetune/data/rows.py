@@ -52,7 +52,7 @@ class Split:
 
     Labels are indices (int64, shape (N,)) for a single label, 0 and 1 (float32, (N, C)) for several, and values
     (float32, (N,)) for regression; a language model's rows have none, so theirs are 0. Weights are how much each row counts
-    (float64, (N,), all above 0), None where all count alike.
+    (float64, (N,), all above 0, 1 on average over the training rows), None where all count alike.
     """
 
     inputs: tuple[Input, ...]

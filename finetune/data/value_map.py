@@ -20,7 +20,11 @@ class ValueMap(Generic[T]):
     def __init__(self, key: str, meaning: str, entries: Mapping[str, T]) -> None:
         """key, meaning: the recipe's key, and what it gives a value, for messages; DataError when two entries are one number."""
         self._key, self._meaning = key, meaning
-        self._entries = {value.strip(): entry for value, entry in entries.items()}
+        self._entries: dict[str, T] = {}
+        for value, entry in entries.items():
+            if value.strip() in self._entries:
+                raise DataError(f"{key} names '{value.strip()}' twice, with and without white space; keep one of them")
+            self._entries[value.strip()] = entry
         numbers = {value: as_number(value) for value in self._entries}
         self._numbers = {value: number for value, number in numbers.items() if number is not None}
         ordered = sorted(self._numbers, key=self._numbers.__getitem__)

@@ -1,4 +1,4 @@
-"""Confidence intervals: Wilson for a proportion of rows that count alike, the seeded bootstrap for everything else."""
+"""Confidence intervals: Wilson for a proportion of rows, the seeded bootstrap for everything else."""
 
 from __future__ import annotations
 
@@ -17,8 +17,11 @@ RESAMPLES = 1000
 CONFIDENCE = 0.95
 
 
-def wilson(successes: int, rows: int, confidence: float) -> tuple[float, float]:
-    """Wilson's score interval for a proportion (Wilson 1927); it stays in [0, 1] and does not collapse at 0 or 1."""
+def wilson(successes: float, rows: float, confidence: float) -> tuple[float, float]:
+    """Wilson's score interval for a proportion (Wilson 1927); it stays in [0, 1] and does not collapse at 0 or 1.
+
+    Of weighted rows give their effective number, and the share of it that the weighted proportion is.
+    """
     z = NormalDist().inv_cdf((1 + confidence) / 2)
     share = successes / rows
     centre = share + z * z / (2 * rows)
@@ -26,6 +29,12 @@ def wilson(successes: int, rows: int, confidence: float) -> tuple[float, float]:
     scale = 1 + z * z / rows
     # At 0 and 1 the ends are exact; rounding must not move the proportion out of its own interval.
     return min(max(0.0, (centre - reach) / scale), share), max(min(1.0, (centre + reach) / scale), share)
+
+
+def effective_rows(weights: Floats) -> float:
+    """How many rows that count alike tell as much as these: (Σ w)² / Σ w² (Kish 1965, section 11.7). Weights: (N,)."""
+    shares = weights / weights.max()  # squares of very small or large weights would leave the range of a float
+    return float(shares.sum() ** 2 / (shares**2).sum())
 
 
 def resample_counts(

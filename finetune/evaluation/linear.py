@@ -1,7 +1,6 @@
 """Linear models on plain features, one per target; scikit-learn is imported when they are called.
 
-Weights (N_train,) multiply each row's loss, as scikit-learn's sample_weight: beside the same regularisation, rows of little weight
-are little data.
+Weights (N_train,), 1 on average, multiply each row's loss, as scikit-learn's sample_weight.
 """
 
 from __future__ import annotations

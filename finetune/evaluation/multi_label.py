@@ -18,7 +18,15 @@ import numpy.typing as npt
 from finetune.errors import DataError, RecipeError
 from finetune.evaluation import external
 from finetune.evaluation.counts import Counts, f1, macro, micro, per_class, precision, recall
-from finetune.evaluation.intervals import CONFIDENCE, RESAMPLES, measured_weights, percentiles, resample, wilson
+from finetune.evaluation.intervals import (
+    CONFIDENCE,
+    RESAMPLES,
+    effective_rows,
+    measured_weights,
+    percentiles,
+    resample,
+    wilson,
+)
 from finetune.evaluation.logits import Floats, Weights, checked_decisions, checked_weights, decision_losses
 from finetune.evaluation.names import known
 from finetune.evaluation.ranking import Ranking
@@ -175,7 +183,7 @@ def evaluate(
     "average_precision" (None where no row has the label), "threshold", "confusion": [[true negatives, false positives],
     [false negatives, true positives]]}}}. Low and high are None for `evaluate:` metrics.
     With weights all of these are of weighted rows, apart from "rows", "support" and "confusion", which count rows; and there are
-    "weight", the sum, and "unweighted": {metric and "loss": value} where every row counts alike.
+    "effective_rows" (Kish's) and "unweighted": {metric and "loss": value} where every row counts alike.
     Raises RecipeError, TrainingError, DataError as `score` does.
     """
     answers = Answers.checked(logits, labels, weights)
@@ -191,14 +199,15 @@ def evaluate(
     for name, value in values.items():
         low: float | None = None
         high: float | None = None
-        if name == "exact_match" and answers.weights is None:
-            low, high = wilson(int(_exact(answers).sum()), rows, confidence)
+        if name == "exact_match" and value is not None:
+            counted = rows if answers.weights is None else effective_rows(answers.weights)
+            low, high = wilson(value * counted, counted, confidence)
         elif value is not None and name in samples:
             low, high = percentiles(value, samples[name], confidence)
         result[name] = {"value": value, "low": low, "high": high}
     result["per_class"] = _per_class(answers, label_names)
     if answers.weights is not None:
-        result |= {"weight": float(answers.weights.sum()), "unweighted": measure(names, logits, labels)}
+        result |= {"effective_rows": effective_rows(answers.weights), "unweighted": measure(names, logits, labels)}
     return result
 
 

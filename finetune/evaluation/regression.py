@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from finetune.errors import DataError
 from finetune.evaluation import external
-from finetune.evaluation.intervals import CONFIDENCE, RESAMPLES, measured_weights, percentiles, resample
+from finetune.evaluation.intervals import CONFIDENCE, RESAMPLES, effective_rows, measured_weights, percentiles, resample
 from finetune.evaluation.logits import Floats, Weights, checked_numbers, checked_weights
 from finetune.evaluation.names import known
 from finetune.evaluation.ranking import Ranks
@@ -172,7 +172,7 @@ def evaluate(
     truths, "histogram": {"edges", "labels", "answers"}, counts in 20 equal bins of both}. All three of an undefined metric are
     None; low and high are None for `evaluate:` metrics. Raises RecipeError, TrainingError, DataError as `score` does.
     With weights the loss and metrics are of weighted rows; all that describes labels and answers ("label_std" and what follows it)
-    stays of rows; and there are "weight", the sum, and "unweighted": {metric and "loss": value} where every row counts alike.
+    stays of rows; and there are "effective_rows" (Kish's) and "unweighted": {metric and "loss": value} where every row counts alike.
     """
     rows = Answers.checked(logits, labels, weights)
     names = list(dict.fromkeys((*metrics, "loss")))
@@ -189,7 +189,7 @@ def evaluate(
         result[name] = {"value": value, "low": low, "high": high}
     result |= _picture(rows)
     if rows.weights is not None:
-        result |= {"weight": float(rows.weights.sum()), "unweighted": measure(names, logits, labels)}
+        result |= {"effective_rows": effective_rows(rows.weights), "unweighted": measure(names, logits, labels)}
     return result
 
 

@@ -18,6 +18,7 @@ from finetune.evaluation.counts import Counts, f1, macro, mean_over, micro, per_
 from finetune.evaluation.intervals import (
     CONFIDENCE,
     RESAMPLES,
+    effective_rows,
     percentiles,
     resample_counts,
     resample_means,
@@ -112,7 +113,7 @@ def evaluate(
     Returns: {"rows", "loss" and each metric: {"value", "low", "high"}, "per_class": {label: {"precision", "recall",
     "f1", "support"}}, "confusion": C×C counts, rows = truth}. Low and high are None for `evaluate:` metrics.
     With weights all of these are of weighted rows, apart from "rows", "support" and "confusion", which count rows; and there are
-    "weight", the sum, and "unweighted": {metric and "loss": value} where every row counts alike.
+    "effective_rows" (Kish's) and "unweighted": {metric and "loss": value} where every row counts alike.
     Raises RecipeError, TrainingError, DataError as `score` does.
     """
     logits, labels = checked(logits, labels)
@@ -130,8 +131,9 @@ def evaluate(
             return None, None
         if name == "loss":
             return percentiles(value, resample_means(row_losses(logits, labels), resamples, seed, weights), confidence)
-        if COUNT_METRICS[name] is _accuracy and weights is None:
-            return wilson(int((predicted == labels).sum()), rows, confidence)
+        if COUNT_METRICS[name] is _accuracy:
+            counted = rows if weights is None else effective_rows(weights)
+            return wilson(value * counted, counted, confidence)
         return percentiles(value, COUNT_METRICS[name](drawn), confidence)
 
     result: dict[str, Any] = {"rows": rows}
@@ -143,7 +145,7 @@ def evaluate(
     result["per_class"] = per_class(counts, confusion.sum(axis=1), label_names)
     result["confusion"] = confusion.tolist()
     if weights is not None:
-        result |= {"weight": float(weights.sum()), "unweighted": measure(names, logits, labels)}
+        result |= {"effective_rows": effective_rows(weights), "unweighted": measure(names, logits, labels)}
     return result
 
 

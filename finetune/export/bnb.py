@@ -96,7 +96,7 @@ def measure_causal(
         **speeds,
         "agreement": same_choice(reference, found),
         **logit_gaps(reference, found),
-        "metric": float(judge.score(found.tallies, np.zeros(0))),
+        "metric": float(judge.score(found.tallies, np.zeros(0), None)),
         "rows": len(sample),
         "note": f"torch with LLM.int8 weights on {where}, measured on {tokens} validation tokens; {_HONEST[device]}.",
     }

@@ -107,7 +107,7 @@ def export_causal(given: ExportRequest, prompts: Sequence[Sequence[int]]) -> Exp
             "step_invariant": fp32.form.step_invariant,
         },
         "int8": bench.section(choice, speeds, INT8_PATH),
-        "candidates": bench.rows(choice, speeds, float(given.judge.score(fp32.everything.tallies, NO_LABELS))),
+        "candidates": bench.rows(choice, speeds, float(given.judge.score(fp32.everything.tallies, NO_LABELS, None))),
         "bitsandbytes": _bitsandbytes(given, sample, fp32.reference, prompt),
         "greedy": fp32.greedy.to_json(),
         "sample_tokens": int(fp32.reference.tallies[:, 1].sum()),

@@ -214,7 +214,7 @@ class CausalBench:
 
     def _metric(self, trial: Trial, fp32: float) -> float:
         if trial.name in self.confirmed:
-            return float(self.judge.score(self.confirmed[trial.name].tallies, NO_LABELS))
+            return float(self.judge.score(self.confirmed[trial.name].tallies, NO_LABELS, None))
         return fp32 - trial.drop if self.judge.higher_is_better else fp32 * (1 + trial.drop)
 
 
@@ -222,5 +222,5 @@ def metric_drop(judge: Judge, reference: NDArray[np.float64], other: NDArray[np.
     """How much worse the metric is on the same texts, as a fraction; infinity where it is no number."""
     if not np.isfinite(other).all():
         return float("inf")
-    before, after = (judge.score(tallies, NO_LABELS) for tallies in (reference, other))
+    before, after = (judge.score(tallies, NO_LABELS, None) for tallies in (reference, other))
     return float(judge.drop(before, after, NO_LABELS))

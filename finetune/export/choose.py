@@ -58,8 +58,7 @@ class Yardstick:
 
     def score(self, logits: Logits) -> float:
         """The metric on all rows."""
-        weights = () if self.weights is None else (self.weights,)
-        return float(self.judge.score(logits, self.labels, *weights))
+        return float(self.judge.score(logits, self.labels, self.weights))
 
     def drop(self, reference: Logits, other: Logits) -> float:
         """How much worse `other` scores than `reference`, as a fraction; negative if better."""

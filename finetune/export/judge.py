@@ -23,8 +23,8 @@ class Judge:
 
     metric: str
     """Name of the metric that is gated."""
-    score: Callable[..., float]
-    """(answers, labels), and after them the rows' weights where they have any."""
+    score: Callable[[NDArray[Any], Labels, NDArray[Any] | None], float]
+    """Of answers, labels and the rows' weights, None where all count alike."""
     higher_is_better: bool
     agreement: Callable[[Logits, Logits, Labels], float]
     """Share of rows (0 to 1) to which two forms give the same answer."""

@@ -78,8 +78,8 @@ class DataSettings(Settings):
     label_map: dict[str, str] | None = Field(default=None, min_length=1)
     """Label name of each value of the label column; values with the same name are merged. Every value must be named."""
     weight_column: str | None = Field(default=None, min_length=1)
-    """Column with how much a row counts, in the loss and in every measured number: a positive number, 1 where it counts in
-    full. For labels that an expert was unsure of, or samples that stand for unequally many."""
+    """Column with how much a row counts in the loss and in the metrics: a positive number, of which only ratios matter. For labels
+    that an expert was unsure of, or samples that stand for unequally many."""
     weight_map: dict[str, Positive] | None = Field(default=None, min_length=1)
     """Weight of each value of the weight column, where the values are not the weights. Every value must be named."""
     labels: tuple[str, ...] | None = Field(default=None, min_length=2)

@@ -69,7 +69,8 @@ _INTERVALS = {
 
 
 def _intervals(report: Report) -> str:
-    return "bootstrap over rows" if weights_of(report) else _INTERVALS[kind_of(report)[1]]
+    said = _INTERVALS[kind_of(report)[1]]
+    return said.replace(",", " with Kish's effective number of rows,") if weights_of(report) else said
 
 
 def _unweighted(report: Report) -> str:

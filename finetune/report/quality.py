@@ -30,7 +30,7 @@ def quality(report: Report, cards: Cards = ()) -> dict[str, Any]:
             for name, form in (("PyTorch", torch), ("Served file", served))
             if form.get("unweighted")
         ],
-        "wilson": counts_rows_alike(report, metric),
+        "wilson": is_share_of_rows(report, metric),
         "intervals": quality_charts.intervals(_estimates(report, metric), metric, title(report, metric))
         if report.get("baselines")
         else "",
@@ -125,14 +125,14 @@ def _baseline_rows(report: Report, names: Sequence[str]) -> list[dict[str, Any]]
 
 def _estimates(report: Report, metric: str) -> list[quality_charts.Estimate]:
     test, served = at(report, "metrics", "test") or {}, at(report, "metrics", "test_served") or {}
-    rows = int(test.get("rows") or 0)
+    rows = units.finite(test.get("effective_rows")) or int(test.get("rows") or 0)
     found = []
     for key, measured in (report.get("baselines") or {}).items():
         value = units.finite(plain_value(at(measured, metric)))
         low, high = units.finite(at(measured, metric, "low")), units.finite(at(measured, metric, "high"))
         if value is None:
             continue
-        if low is None and rows and counts_rows_alike(report, metric):
+        if low is None and rows and is_share_of_rows(report, metric):
             low, high = wilson(value, rows)
         found.append(quality_charts.Estimate(BASELINES.get(key, key), value, low, high))
     for name, measured in (("This model, PyTorch", test), ("This model, served", served)):
@@ -143,14 +143,13 @@ def _estimates(report: Report, metric: str) -> list[quality_charts.Estimate]:
     return found
 
 
-def counts_rows_alike(report: Report, metric: str) -> bool:
+def is_share_of_rows(report: Report, metric: str) -> bool:
     """Whether a metric is a share of the rows, whose interval is Wilson's."""
-    single = kind_of(report)[1] == "single_label"
-    return metric == "accuracy" and single and at(report, "audit", "weights") is None
+    return metric == "accuracy" and kind_of(report)[1] == "single_label"
 
 
-def wilson(share: float, rows: int, z: float = 1.959964) -> tuple[float, float]:
-    """95 % interval of a share of `rows` (Wilson 1927); the report holds none for baselines."""
+def wilson(share: float, rows: float, z: float = 1.959964) -> tuple[float, float]:
+    """95 % interval of a share of `rows`, or of their effective number (Wilson 1927); the report holds none for baselines."""
     centre = (share + z * z / (2 * rows)) / (1 + z * z / rows)
     half = z / (1 + z * z / rows) * math.sqrt(share * (1 - share) / rows + z * z / (4 * rows * rows))
     return max(0.0, centre - half), min(1.0, centre + half)

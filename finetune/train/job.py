@@ -83,7 +83,7 @@ class Job:
     that has no noise. collate: for the rows of `validation`; collate_of_phase: in phases whose images have a size of their own.
     score(answers, labels): the metric that chooses the best weights,
     from what the task's target keeps of the logits (`Target.answers`).
-    row_weights: how much each training row counts in the loss, float64 (N,), None where all count alike.
+    row_weights: how much each training row counts in the loss, float64 (N,), 1 on average, None where all count alike.
     batchnorm: see transfer/batchnorm.py. workers: processes that make batches ahead of the step, 0 for none.
     """
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -53,13 +54,26 @@ def table(folder: Path, weights: list[str], name: str = "d.csv") -> Path:
 
 
 def weight_of_text(data: LabelledData) -> dict[str, float]:
+    """The weights as they were written, of which the data have ratios to the mean over training rows."""
+    mean = data.audit["weights"]["splits"]["train"] / len(data.train)
     parts: list[Split] = [getattr(data, split) for split in SPLITS]
     found: dict[str, float] = {}
     for part in parts:
         assert part.weights is not None
         assert part.weights.dtype == np.float64
-        found |= dict(zip(map(str, part.inputs), part.weights.tolist(), strict=True))
+        found |= dict(zip(map(str, part.inputs), (part.weights * mean).round(9).tolist(), strict=True))
     return found
+
+
+def test_a_training_row_counts_one_on_average_whatever_the_unit_of_the_weights(tmp_path: Path) -> None:
+    numbers = np.random.default_rng(1).uniform(0.1, 5, 60)
+    found = [prepare(table(tmp_path, [repr(float(number * unit)) for number in numbers])) for unit in (1, 1e-20, 1e25)]
+    for data in found:
+        for split in SPLITS:
+            part, first = getattr(data, split), getattr(found[0], split)
+            np.testing.assert_allclose(part.weights, first.weights, rtol=1e-12)
+        assert data.train.weights is not None
+        assert data.train.weights.mean() == pytest.approx(1)
 
 
 def test_every_row_keeps_its_weight_in_whatever_split_it_comes(tmp_path: Path) -> None:
@@ -123,11 +137,17 @@ def test_words_have_weights_too_and_json_and_parquet_give_what_csv_gives(tmp_pat
     ("cell", "words"),
     [
         ("", "d.csv:6: the weight is missing; give every row one in data.weight_column"),
-        ("high", "d.csv:6: the weight 'high' is no number; mend data.weight_column, or name it in data.weight_map"),
-        ("0", "d.csv:6: the weight '0' is not a number above 0"),
-        ("-1", "d.csv:6: the weight '-1' is not a number above 0"),
-        ("nan", "d.csv:6: the weight 'nan' is not a number above 0"),
-        ("inf", "d.csv:6: the weight 'inf' is not a number above 0"),
+        (
+            "high",
+            "d.csv:6: the weight 'high' is no number; mend data.weight_column, or name its values in data.weight_map",
+        ),
+        ("0", "d.csv:6: the weight 0 is not a number above 0; mend it or remove the row"),
+        ("-1", "d.csv:6: the weight -1 is not a number above 0"),
+        ("nan", "d.csv:6: the weight nan is not a number above 0"),
+        ("inf", "d.csv:6: the weight inf is not a number above 0"),
+        ("1e31", "d.csv:6: the weight 1e+31 is beyond 1e-30 to 1e+30; only ratios of weights matter, so scale all"),
+        ("1e-31", "d.csv:6: the weight 1e-31 is beyond 1e-30 to 1e+30"),
+        ("many words " * 20, "the weight 'many words many words many words many words many words many… is no number"),
     ],
 )
 def test_what_is_no_weight_is_refused_at_its_place(tmp_path: Path, cell: str, words: str) -> None:
@@ -148,6 +168,47 @@ def test_a_map_that_does_not_fit_its_column_is_refused(tmp_path: Path) -> None:
     refused(path, "d.csv:3: data.weight_map has no weight for the value '2'; add it", weight_map={"1": 1.0})
     refused(path, "names the value '3', but no row has it", weight_map={"1": 1.0, "2": 0.5, "3": 0.1})
     refused(path, "names the number 1 twice, also as 1.0", weight_map={"1": 1.0, "1.0": 0.5, "2": 1.0})
+    refused(path, "names '2' twice, with and without white space", weight_map={"1": 1.0, "2": 0.5, " 2": 1.0})
+    refused(path, "d.csv:3: the weight 1e+300 is beyond", weight_map={"1": 1.0, "2": 1e300})
+
+
+def test_decimals_of_parquet_are_numbers_and_what_is_neither_text_nor_number_is_told_by_its_type(
+    tmp_path: Path,
+) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    def write(cells: list[Any]) -> Path:
+        rows = {"text": [sentence(row) for row in range(40)], "label": ["a", "b"] * 20, "sure": cells}
+        pq.write_table(pa.table(rows), tmp_path / "d.parquet")
+        return tmp_path / "d.parquet"
+
+    path = write([Decimal("0.50"), Decimal("2.00")] * 20)
+    assert set(weight_of_text(prepare(path)).values()) == {0.5, 2.0}
+    assert set(weight_of_text(prepare(path, weight_map={"0.5": 1, "2": 3})).values()) == {1.0, 3.0}
+    path = write([[1.0], [2.0]] * 20)
+    refused(path, "d.parquet:1: the weight [1.0] is no number")
+    refused(path, "[1.0] is of type list; data.weight_map names texts and numbers", weight_map={"1": 1})
+
+
+def test_a_value_of_the_map_may_occur_in_one_of_several_tables(tmp_path: Path) -> None:
+    def cut(name: str, first: int, words: list[str]) -> Path:
+        path = tmp_path / name
+        rows = [f"{sentence(first + row)},{'ab'[row % 2]},{word}" for row, word in enumerate(words)]
+        path.write_text("\n".join(["text,label,sure", *rows]) + "\n", encoding="utf-8")
+        return path
+
+    train, valid, test = (
+        cut("train.csv", 0, ["yes", "no"] * 10), cut("valid.csv", 100, ["yes"] * 6), cut("test.csv", 200, ["yes", "perhaps"] * 3)
+    )  # fmt: skip
+    settings = chosen(
+        train, weight_map={"yes": 1, "no": 0.25, "perhaps": 0.5},
+        splits={"train": str(train), "validation": str(valid), "test": str(test)},
+    )  # fmt: skip
+    named = {"train": local(train), "validation": local(valid), "test": local(test)}
+    data = prepare_data(TASK, settings, local(train), named, 0)
+    found = weight_of_text(data)
+    assert [found[sentence(row)] for row in (0, 1, 100, 200, 201)] == [1.0, 0.25, 1.0, 1.0, 0.5]
 
 
 def test_a_column_that_is_not_there_and_a_folder_per_class_are_refused(tmp_path: Path) -> None:

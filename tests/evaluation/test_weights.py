@@ -15,7 +15,7 @@ from sklearn import metrics as sk
 
 from finetune.errors import DataError
 from finetune.evaluation import EVALUATIONS
-from finetune.evaluation.intervals import resample_counts, resample_means, resampled_weights, wilson
+from finetune.evaluation.intervals import effective_rows, resample_counts, resample_means, resampled_weights, wilson
 
 WEIGHTED = ("single_label", "multi_label", "regression")
 NAMES = {"single_label": list("abc"), "multi_label": list("abc"), "regression": []}
@@ -144,7 +144,7 @@ def test_only_the_proportions_of_weights_matter(case: tuple, scale: float) -> No
         entry.evaluate(logits, labels, NAMES[target], entry.metrics, 0, own, resamples=20)
         for own in (weights, weights * scale)
     )
-    assert scaled["weight"] == pytest.approx(first["weight"] * scale)
+    assert scaled["effective_rows"] == pytest.approx(first["effective_rows"])
     for name in entry.metrics:
         same(scaled[name], first[name])
 
@@ -158,8 +158,8 @@ def test_weights_of_one_give_the_values_of_no_weights(case: tuple) -> None:
         entry.evaluate(logits, labels, NAMES[target], entry.metrics, 0, own, resamples=10)
         for own in (None, np.ones(len(labels)))
     )
-    assert list(ones) == [*plain, "weight", "unweighted"]
-    assert ones["weight"] == len(labels)
+    assert list(ones) == [*plain, "effective_rows", "unweighted"]
+    assert ones["effective_rows"] == len(labels)
     assert ones["unweighted"] == {name: plain[name]["value"] for name in entry.metrics}
     assert {name: ones[name]["value"] for name in entry.metrics} == ones["unweighted"]
     for key in plain.keys() - set(entry.metrics):
@@ -174,7 +174,7 @@ def test_a_weighted_evaluation_is_strict_json_and_its_values_lie_in_their_interv
     result = entry.evaluate(logits, labels, NAMES[target], entry.metrics, 0, weights, resamples=20)
     json.dumps(result, allow_nan=False)
     assert result["rows"] == len(labels)
-    assert result["weight"] == pytest.approx(weights.sum())
+    assert 1 - 1e-12 <= result["effective_rows"] <= len(labels) * (1 + 1e-12)
     same(result["unweighted"], entry.measure(entry.metrics, logits, labels))
     values = entry.measure(entry.metrics, logits, labels, weights)
     for name in entry.metrics:
@@ -195,7 +195,9 @@ def test_answers_that_are_all_right_score_exactly_one_whatever_their_weights(cou
             np.eye(3)[labels] * 4 - 1, truth, NAMES[target], entry.metrics, 0, weights, resamples=10
         )
         for name in set(entry.metrics) - {"loss", "average_precision_macro"}:
-            assert result[name] == {"value": 1.0, "low": 1.0, "high": 1.0}, name
+            assert (result[name]["value"], result[name]["high"]) == (1.0, 1.0), name
+        share = "accuracy" if target == "single_label" else "exact_match"
+        assert result[share]["low"] < 1, "that every row was right is no certainty"
 
 
 @pytest.mark.parametrize("target", WEIGHTED)
@@ -217,9 +219,8 @@ def test_the_same_seed_gives_the_same_weighted_intervals_and_more_rows_narrower_
 @pytest.mark.parametrize(
     ("target", "metric", "values"),
     [
-        ("single_label", "accuracy", lambda logits, labels: logits.argmax(axis=1) == labels),
         ("single_label", "loss", EVALUATIONS["single_label"].hardness),
-        ("multi_label", "exact_match", lambda logits, labels: ((logits > 0) == labels).all(axis=1)),
+        ("multi_label", "label_accuracy", lambda logits, labels: ((logits > 0) == labels).mean(axis=1)),
         ("regression", "mae", EVALUATIONS["regression"].hardness),
     ],
 )
@@ -234,14 +235,25 @@ def test_a_weighted_interval_has_the_width_of_the_standard_error_of_a_weighted_m
     assert result["high"] - result["low"] == pytest.approx(2 * 1.96 * error, rel=0.08)
 
 
-def test_wilson_s_interval_is_kept_for_rows_that_count_alike() -> None:
-    logits, labels = rows("single_label", 50, 0)
-    right = int((logits.argmax(axis=1) == labels).sum())
-    entry = EVALUATIONS["single_label"]
-    plain, ones = (
-        entry.evaluate(logits, labels, list("abc"), ["accuracy"], 0, w)["accuracy"] for w in (None, np.ones(50))
-    )
-    assert (plain["low"], plain["high"]) == wilson(right, 50, 0.95) != (ones["low"], ones["high"])
+@pytest.mark.parametrize(("target", "share"), [("single_label", "accuracy"), ("multi_label", "exact_match")])
+def test_a_share_of_rows_has_wilson_s_interval_of_kish_s_effective_number(target: str, share: str) -> None:
+    """Of rows that count alike it is the plain one; of rows of which few count, that of these few."""
+    logits, labels = rows(target, 50, 0)
+    alike = (logits.argmax(axis=1) == labels) if target == "single_label" else ((logits > 0) == labels).all(axis=1)
+    few = np.where(np.arange(50) < 10, 1.0, 1e-9)
+    expected = {
+        "none": (None, wilson(int(alike.sum()), 50, 0.95)),
+        "sevens": (np.full(50, 7.0), wilson(int(alike.sum()), 50, 0.95)),
+        "few": (few, wilson(int(alike[:10].sum()), 10, 0.95)),
+    }
+    for weights, ends in expected.values():
+        found = EVALUATIONS[target].evaluate(logits, labels, list("abc"), [share], 0, weights)[share]
+        assert (found["low"], found["high"]) == pytest.approx(ends, abs=1e-6)
+
+
+@given(st.lists(st.floats(1e-30, 1e30), min_size=1, max_size=40))
+def test_the_effective_number_of_rows_is_at_most_their_number_and_at_least_one(weights: list[float]) -> None:
+    assert 1 - 1e-12 <= effective_rows(np.array(weights)) <= len(weights) * (1 + 1e-12)
 
 
 def test_weighted_counts_are_drawn_by_rows_and_not_by_weight() -> None:
@@ -321,7 +333,7 @@ def test_texts_count_by_their_tokens_and_not_by_weights() -> None:
     weights = np.array([1.0, 9.0])
     assert entry.measure(entry.metrics, tallies, weights, weights) == entry.measure(entry.metrics, tallies, weights)
     assert entry.score("loss", tallies, weights, weights) == pytest.approx(23 / 11)
-    assert "weight" not in entry.evaluate(tallies, weights, (), ["loss"], 0, weights)
+    assert "effective_rows" not in entry.evaluate(tallies, weights, (), ["loss"], 0, weights)
 
 
 @pytest.mark.parametrize("target", WEIGHTED)

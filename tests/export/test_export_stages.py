@@ -135,7 +135,12 @@ def test_a_metric_that_falls_when_better_is_gated_the_right_way(ready: Setting, 
 
     run(ready, tmp_path / "better", score=loss, higher_is_better=False)
     with pytest.raises(GateError, match="worsens by"):
-        run(ready, tmp_path / "worse", score=lambda logits, labels: -loss(logits, labels), higher_is_better=False)
+        run(
+            ready,
+            tmp_path / "worse",
+            score=lambda logits, labels, weights: -loss(logits, labels),
+            higher_is_better=False,
+        )
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
@@ -196,7 +201,7 @@ def test_when_none_passes_gentler_candidates_are_tried_and_fp32_is_served(ready:
 
 
 def test_agreement_is_gated_apart_from_the_metric(ready: Setting, tmp_path: Path) -> None:
-    report: Any = run(ready, tmp_path, score=lambda logits, labels: 1.0, int8_min_agreement=1.01).report
+    report: Any = run(ready, tmp_path, score=lambda logits, labels, weights: 1.0, int8_min_agreement=1.01).report
     assert report["int8"] is None
     assert all("agrees with fp32 on" in row["reason"] for row in report["candidates"])
 

@@ -55,8 +55,10 @@ class Setting:
     onnx: Path
 
 
-def accuracy(logits: NDArray[np.float32], labels: NDArray[np.int64]) -> float:
-    return float((logits.argmax(axis=1) == labels).mean())
+def accuracy(
+    logits: NDArray[np.float32], labels: NDArray[np.int64], weights: NDArray[np.float64] | None = None
+) -> float:
+    return float(np.average(logits.argmax(axis=1) == labels, weights=weights))
 
 
 def same_label(reference: NDArray[np.float32], other: NDArray[np.float32], labels: NDArray[np.int64]) -> float:

@@ -249,7 +249,8 @@ def test_weights_of_rows_are_told_in_names_data_and_results(task, spread):
     card = render_card(report)
     assert validate_card(card) == []
     results, data = section(card, "Results"), section(card, "Training data")
-    assert "(bootstrap over rows)" in results
+    kish = "Wilson for accuracy with Kish's effective number of rows, bootstrap over rows for the rest"
+    assert (kish in results) == (MODALITY_AND_TARGET[task][1] == "single_label")
     assert "counts by its weight in the column `rater`. Where every row counts alike:" in results
     assert "| 0.432 | 0.432 |" in results
     told = "1,200 by 0.500 and 800 by 1.000" if spread else "from 0.500 to 1.000, 0.700 on average"

@@ -54,7 +54,7 @@ def plain_loop(job: Job) -> None:
                 label_smoothing=settings.label_smoothing,
                 reduction="none",
             )
-            loss = (counted * losses).sum() / (counted * (1 if weight is None else weight[truth])).sum()
+            loss = (counted * losses).sum() / (len(rows) if weight is None else weight[truth].sum())
             optimizer.zero_grad()
             loss.backward()
             torch.nn.utils.clip_grad_norm_([p for part in parts for p in part["params"]], settings.clip_norm)
