@@ -121,6 +121,18 @@ def test_logits_of_lower_precision_do_not_fail_parity(ready: Setting, tmp_path: 
     assert report["onnx"]["max_abs_diff"] < 1e-4
 
 
+def test_every_form_is_scored_with_the_weights_of_the_rows(ready: Setting, tmp_path: Path) -> None:
+    weights, seen = np.arange(1.0, len(ready.labels) + 1), []
+
+    def score(logits: np.ndarray, labels: np.ndarray, counted: np.ndarray | None) -> float:
+        seen.append(counted)
+        return float(np.average(logits.argmax(axis=1) == labels, weights=counted))
+
+    report: Any = run(ready, tmp_path, score=score, weights=weights).report
+    assert len(seen) >= 2 + len(report["candidates"])
+    assert all(counted is weights for counted in seen)
+
+
 def test_fp32_that_scores_worse_than_torch_is_refused(ready: Setting, tmp_path: Path) -> None:
     def unlucky(logits: np.ndarray, labels: np.ndarray) -> float:
         return 1.0 if logits is ready.logits else 0.9
