@@ -61,6 +61,14 @@ def test_plain_values_are_labels_too(hub: dict[str, Any], kind: str, names: tupl
     assert prepare_data(TEXT, DataSettings(source=HUB.name), HUB, {}, 0).labels == names
 
 
+def test_weights_may_follow_from_the_names_of_a_class_label(hub: dict[str, Any]) -> None:
+    settings = DataSettings(source=HUB.name, weight_column="label", weight_map={"positive": 1.0, "negative": 0.5})
+    train = prepare_data(TEXT, settings, HUB, {}, 0).train
+    assert train.weights is not None
+    shares = (train.weights / train.weights.max()).tolist()
+    assert shares == [0.5 if label else 1.0 for label in train.labels]
+
+
 def test_named_hub_splits_and_shares_of_train(hub: dict[str, Any]) -> None:
     hub["splits"] = {"train": table(range(40)), "test": table(range(40, 50))}
     settings = DataSettings.model_validate(
