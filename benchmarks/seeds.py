@@ -3,9 +3,9 @@
     python benchmarks/seeds.py recipes/image_cls.yaml --seeds 0 1 2      # as long as three runs
 
 A seed divides the rows anew, so test splits differ from run to run as well as what is trained. The interval is Student's,
-of the mean over seeds (95 %). Runs lie in `--folder` (exports/seeds), and one that is complete under the same settings is read, not
-repeated. Prints
-a Markdown table of the metric that the recipe is steered by; where rows have weights, beside it where all count alike.
+of the mean over seeds (95 %). Runs lie in `--folder` (exports/seeds); one that is complete under the same settings is read,
+not repeated. Prints a Markdown table of the metric that the recipe is steered by, and, where rows have weights, of the
+same metric where all count alike.
 """
 
 from __future__ import annotations
