@@ -55,7 +55,7 @@ def test_the_audit_is_json_and_complete(write_csv: Callable[..., Path], two_clas
     assert set(audit) == {
         "rows", "rows_used", "labels", "imbalance", "empty_texts", "exact_duplicate_groups", "exact_duplicate_rows",
         "near_duplicate_groups", "near_duplicate_rows", "dropped_duplicates", "conflicting_label_groups", "conflicts",
-        "leaks", "leak_examples", "near_examples", "similarity_threshold", "characters", "warnings", "splits", "seconds",
+        "leaks", "leak_examples", "near_examples", "similarity_threshold", "characters", "weights", "warnings", "splits", "seconds",
     }  # fmt: skip
     assert (audit["rows"], audit["rows_used"], audit["empty_texts"]) == (61, 60, 1)
     assert audit["splits"]["test"] == {"rows": 6, "labels": {"even": 3, "odd": 3}}

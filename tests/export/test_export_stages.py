@@ -134,7 +134,7 @@ def test_every_form_is_scored_with_the_weights_of_the_rows(ready: Setting, tmp_p
 
 
 def test_fp32_that_scores_worse_than_torch_is_refused(ready: Setting, tmp_path: Path) -> None:
-    def unlucky(logits: np.ndarray, labels: np.ndarray) -> float:
+    def unlucky(logits: np.ndarray, labels: np.ndarray, weights: None) -> float:
         return 1.0 if logits is ready.logits else 0.9
 
     with pytest.raises(GateError, match=r"accuracy falls by 0\.1000 from torch to fp32 ONNX"):
@@ -142,7 +142,7 @@ def test_fp32_that_scores_worse_than_torch_is_refused(ready: Setting, tmp_path: 
 
 
 def test_a_metric_that_falls_when_better_is_gated_the_right_way(ready: Setting, tmp_path: Path) -> None:
-    def loss(logits: np.ndarray, labels: np.ndarray) -> float:
+    def loss(logits: np.ndarray, labels: np.ndarray, weights: None) -> float:
         return 1.0 if logits is ready.logits else 0.9
 
     run(ready, tmp_path / "better", score=loss, higher_is_better=False)
@@ -150,7 +150,7 @@ def test_a_metric_that_falls_when_better_is_gated_the_right_way(ready: Setting, 
         run(
             ready,
             tmp_path / "worse",
-            score=lambda logits, labels, weights: -loss(logits, labels),
+            score=lambda logits, labels, weights: -loss(logits, labels, weights),
             higher_is_better=False,
         )
 
