@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from finetune.evaluation.intervals import CONFIDENCE, wilson
 from finetune.report import language, quality_charts, regression_charts, samples, units
 from finetune.report.kinds import kind_of
 from finetune.report.tables import at, plain_value
@@ -133,7 +133,7 @@ def _estimates(report: Report, metric: str) -> list[quality_charts.Estimate]:
         if value is None:
             continue
         if low is None and rows and is_share_of_rows(report, metric):
-            low, high = wilson(value, rows)
+            low, high = wilson(value * rows, rows, CONFIDENCE)  # the report holds no interval of a simple model
         found.append(quality_charts.Estimate(BASELINES.get(key, key), value, low, high))
     for name, measured in (("This model, PyTorch", test), ("This model, served", served)):
         value = units.finite(at(measured, metric, "value"))
@@ -146,10 +146,3 @@ def _estimates(report: Report, metric: str) -> list[quality_charts.Estimate]:
 def is_share_of_rows(report: Report, metric: str) -> bool:
     """Whether a metric is a share of the rows, whose interval is Wilson's."""
     return metric == "accuracy" and kind_of(report)[1] == "single_label"
-
-
-def wilson(share: float, rows: float, z: float = 1.959964) -> tuple[float, float]:
-    """95 % interval of a share of `rows`, or of their effective number (Wilson 1927); the report holds none for baselines."""
-    centre = (share + z * z / (2 * rows)) / (1 + z * z / rows)
-    half = z / (1 + z * z / rows) * math.sqrt(share * (1 - share) / rows + z * z / (4 * rows * rows))
-    return max(0.0, centre - half), min(1.0, centre + half)

@@ -14,7 +14,7 @@ import numpy.typing as npt
 from finetune.errors import DataError
 from finetune.recipe.task_names import DEFAULT_METRIC, METRICS
 from finetune.tasks.label_weights import named_weights, refuse_unknown
-from finetune.tasks.row_weights import total_weight, weighted_sum
+from finetune.tasks.row_weights import weighted_sum
 from finetune.tasks.spec import Target
 
 if TYPE_CHECKING:
@@ -42,9 +42,9 @@ def loss_sums(
     return weighted_sum(losses.mean(dim=1), row_weights)
 
 
-def loss_denominator(targets: Tensor, class_weights: Tensor | None, row_weights: Tensor | None) -> float:
-    """The D for which loss_sums / D is torch's mean: the rows' own weights, whatever those of labels."""
-    return total_weight(targets, row_weights)
+def loss_denominator(targets: Tensor, class_weights: Tensor | None) -> float:
+    """The D for which loss_sums / D is torch's mean over rows that count alike: their number, whatever the weights of labels."""
+    return float(len(targets))
 
 
 def class_weights(
@@ -56,8 +56,9 @@ def class_weights(
     """Weight of each label's positive rows (C,), or None for `none`. Labels: (N, C) of 0 and 1; row_weights: (N,), how much each
     row counts, or None.
 
-    `balanced` gives a label its negative over its positive rows, counted by their weights, so that both sides weigh the same. A mapping must name every
-    label once. Raises RecipeError (a label unknown or left out), DataError (`balanced` and a label that no training row has, or all).
+    `balanced` gives a label its negative over its positive rows, counted by their weights, so that both sides weigh the same. A
+    mapping must name every label once. Raises RecipeError (a label unknown or left out), DataError (`balanced` and a label that no
+    training row has, or all).
     """
     if isinstance(setting, Mapping):
         return named_weights(setting, label_names)

@@ -44,10 +44,9 @@ def loss_sums(
     )
 
 
-def loss_denominator(targets: Tensor, class_weights: Tensor | None, row_weights: Tensor | None) -> float:
-    """The D for which loss_sums / D is the mean over tokens: the targets of the rows that count. Zero if there are none."""
-    counted = targets if row_weights is None else targets[row_weights != 0]
-    return float(int((counted != IGNORED).sum()))
+def loss_denominator(targets: Tensor, class_weights: Tensor | None) -> float:
+    """The D for which loss_sums / D is the mean over tokens: how many are targets. Zero if none is."""
+    return float(int((targets != IGNORED).sum()))
 
 
 def class_weights(

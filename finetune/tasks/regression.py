@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from finetune.errors import RecipeError
 from finetune.recipe.task_names import DEFAULT_METRIC, METRICS
-from finetune.tasks.row_weights import total_weight, weighted_sum
+from finetune.tasks.row_weights import weighted_sum
 from finetune.tasks.spec import Target
 
 if TYPE_CHECKING:
@@ -35,9 +35,9 @@ def loss_sums(
     return weighted_sum(errors**2, row_weights)
 
 
-def loss_denominator(targets: Tensor, class_weights: Tensor | None, row_weights: Tensor | None) -> float:
-    """The D for which loss_sums / D is the mean squared error: the rows' weights."""
-    return total_weight(targets, row_weights)
+def loss_denominator(targets: Tensor, class_weights: Tensor | None) -> float:
+    """The D for which loss_sums / D is the mean squared error of rows that count alike: their number."""
+    return float(len(targets))
 
 
 def class_weights(

@@ -15,7 +15,7 @@ import numpy.typing as npt
 from finetune.errors import DataError
 from finetune.recipe.task_names import DEFAULT_METRIC, METRICS
 from finetune.tasks.label_weights import named_weights, refuse_unknown
-from finetune.tasks.row_weights import total_weight, weighted_sum
+from finetune.tasks.row_weights import weighted_sum
 from finetune.tasks.spec import Target
 
 if TYPE_CHECKING:
@@ -42,20 +42,20 @@ def loss_sums(
     return weighted_sum(losses, row_weights)
 
 
-def loss_denominator(targets: Tensor, class_weights: Tensor | None, row_weights: Tensor | None) -> float:
-    """The D for which loss_sums / D is torch's mean: the sum over rows of the true class's weight, times the row's own.
+def loss_denominator(targets: Tensor, class_weights: Tensor | None) -> float:
+    """The D for which loss_sums / D is torch's mean over rows that count alike: the sum over rows of the true class's weight.
 
     torch divides by Σ w[y] also under label smoothing, although the smoothed part of the loss weights every class. With
     targets as shares (B, C) the weight of a row is Σ_k y_k·w_k, so that a share of 1 is the same as its label; torch itself would
-    divide by the rows there. Other args as in `loss_sums`. Zero if no row counts, so check before dividing.
+    divide by the rows there. Args as in `loss_sums`; rows' own weights play no part, see `finetune.tasks.row_weights`.
     """
     import torch
 
     if class_weights is None:
-        return total_weight(targets, row_weights)
+        return float(len(targets))
     weights = class_weights.to(device=targets.device, dtype=torch.float64)
     of_class = targets.double() @ weights if targets.is_floating_point() else weights[targets]
-    return float(weighted_sum(of_class, row_weights))
+    return float(of_class.sum())
 
 
 def class_weights(

@@ -33,7 +33,7 @@ class LossSums(Protocol):
 class LossDenominator(Protocol):
     """What the sum is divided by to give the mean loss; see each target's `loss_denominator`."""
 
-    def __call__(self, targets: Tensor, class_weights: Tensor | None, row_weights: Tensor | None, /) -> float: ...
+    def __call__(self, targets: Tensor, class_weights: Tensor | None, /) -> float: ...
 
 
 class Answers(Protocol):

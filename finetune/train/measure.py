@@ -82,4 +82,4 @@ def _losses(job: Job, accelerator: Accelerator, steps: Sequence[Sequence[int]]) 
         for step, of_step in zip(steps, parts, strict=True):
             truth = torch.from_numpy(job.plain.labels[list(step)])
             # A step of a language model may be without any target; its sums are 0 whatever they are divided by.
-            yield losses(of_step, target.loss_denominator(truth, host_weights, None) or 1.0)
+            yield losses(of_step, target.loss_denominator(truth, host_weights) or 1.0)

@@ -73,9 +73,7 @@ class Stepper:
         # Also under mixup and CutMix: each row of the step is some row's partner once, at one share for all, so that the
         # mixed targets of a whole step add up to what its labels do.
         labels = torch.from_numpy(job.train.labels[list(rows)])
-        # Rows' own weights average 1 over all training rows. Divided by those of the step alone, a row would be weighed against
-        # the others of its step only, and at a batch_size of 1 not at all.
-        denominator = job.task.target.loss_denominator(labels, self.host_weights, None)
+        denominator = job.task.target.loss_denominator(labels, self.host_weights)
         told = torch.tensor([0.0, denominator / world], dtype=torch.float64, device=self.accelerator.device)
         # A part of a language model's step may be without any target, and so may a whole step, which then has no gradient:
         # its sums are 0, whatever they are divided by. Processes average their gradients, so each gives `world` times its

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import math
 import warnings
 
 import numpy as np
@@ -134,6 +135,15 @@ def test_loss_equals_scikit_learn_and_its_interval_has_the_width_of_the_standard
 )
 def test_wilson_interval_matches_the_published_examples(successes: int, rows: int, low: float, high: float) -> None:
     assert wilson(successes, rows, 0.95) == pytest.approx((low, high), abs=5e-5)
+
+
+@pytest.mark.parametrize(("share", "rows"), [(0.0, 10), (0.5, 40), (0.955, 223), (0.8, 12.5), (1.0, 7)])
+def test_ends_of_a_wilson_interval_solve_its_equation_also_for_an_effective_number_of_rows(
+    share: float, rows: float
+) -> None:
+    for end in wilson(share * rows, rows, 0.95):
+        if 0 < end < 1:
+            assert abs(share - end) == pytest.approx(1.959964 * math.sqrt(end * (1 - end) / rows), abs=1e-6)
 
 
 @settings(deadline=None)

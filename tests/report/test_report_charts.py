@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 
 import pytest
@@ -10,7 +9,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from report_samples import gradual, make_bins, make_history
 
-from finetune.report import charts, quality, quality_charts, svg, units
+from finetune.report import charts, quality_charts, svg, units
 
 GROUPS = ["embeddings", "layer.0", "layer.1", "classifier"]
 
@@ -126,15 +125,3 @@ def test_interval_chart_draws_a_bar_only_where_an_interval_is_known() -> None:
     assert drawn.count('class="whisker') == 1
     assert drawn.count('class="estimate') == 2
     assert "85.0–94.0" in drawn
-
-
-@pytest.mark.parametrize(("share", "rows"), [(0.0, 10), (0.5, 40), (0.955, 223), (1.0, 7)])
-def test_wilson_interval_solves_its_equation(share: float, rows: int) -> None:
-    for end in quality.wilson(share, rows):
-        if 0 < end < 1:
-            assert abs(share - end) == pytest.approx(1.959964 * math.sqrt(end * (1 - end) / rows), abs=1e-9)
-
-
-def test_wilson_interval_matches_a_published_value() -> None:
-    low, high = quality.wilson(81 / 263, 263)  # Newcombe 1998, table I
-    assert (low, high) == pytest.approx((0.2553, 0.3662), abs=5e-5)

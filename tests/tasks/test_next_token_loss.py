@@ -37,7 +37,7 @@ def batch(case: dict) -> tuple[torch.Tensor, torch.Tensor]:
 @given(case=BATCHES, smoothing=st.sampled_from([0.0, 0.2]))
 def test_sum_over_denominator_is_torch_s_mean_over_tokens_and_its_gradient(case: dict, smoothing: float) -> None:
     logits, targets = batch(case)
-    total, below = loss_sums(logits, targets, None, smoothing, None), loss_denominator(targets, None, None)
+    total, below = loss_sums(logits, targets, None, smoothing, None), loss_denominator(targets, None)
     if below == 0:
         assert total.item() == 0
         assert not torch.autograd.grad(total, logits)[0].any()
@@ -54,19 +54,18 @@ def test_it_is_the_loss_that_transformers_computes_from_labels_that_it_shifts_it
     labels = ids.clone()
     labels[0, :4] = labels[1, 6:] = IGNORED
     targets = torch.cat([labels[:, 1:], torch.full((3, 1), IGNORED)], dim=1)
-    found = loss_sums(logits, targets, None, 0.0, None) / loss_denominator(targets, None, None)
+    found = loss_sums(logits, targets, None, 0.0, None) / loss_denominator(targets, None)
     torch.testing.assert_close(found, ForCausalLMLoss(logits, labels, vocab_size=11))
 
 
 @settings(max_examples=40)
 @given(case=BATCHES, mask_seed=st.integers(0, 1000))
-def test_masked_rows_leave_no_trace_in_sum_denominator_or_gradient(case: dict, mask_seed: int) -> None:
+def test_masked_rows_leave_no_trace_in_sum_or_gradient(case: dict, mask_seed: int) -> None:
     logits, targets = batch(case)
     mask = torch.randint(2, (case["rows"],), generator=torch.Generator().manual_seed(mask_seed))
     kept = mask.bool()
     found = loss_sums(logits, targets, None, 0.0, mask.float())
     torch.testing.assert_close(found, loss_sums(logits[kept], targets[kept], None, 0.0, None))
-    assert loss_denominator(targets, None, mask) == loss_denominator(targets[kept], None, None)
     assert not torch.autograd.grad(found, logits)[0][~kept].any()
 
 
@@ -79,7 +78,7 @@ def test_parts_of_any_width_add_up_to_the_whole_where_their_means_would_not(case
     parts = [(logits[:cut, :narrow], targets[:cut, :narrow]), (logits[cut:], targets[cut:])]
     total = sum(loss_sums(x, y, None, 0.0, None) for x, y in parts)
     torch.testing.assert_close(total, loss_sums(logits, targets, None, 0.0, None))
-    assert sum(loss_denominator(y, None, None) for _, y in parts) == loss_denominator(targets, None, None)
+    assert sum(loss_denominator(y, None) for _, y in parts) == loss_denominator(targets, None)
 
 
 @settings(max_examples=40)
@@ -92,7 +91,7 @@ def test_tallies_are_each_row_s_loss_its_targets_and_how_many_are_right(case: di
     for row, (loss, count, right) in enumerate(found.tolist()):
         one, truth = logits[row : row + 1], targets[row : row + 1]
         assert loss == pytest.approx(loss_sums(one, truth, None, 0.0, None).item(), rel=1e-9)
-        assert count == loss_denominator(truth, None, None)
+        assert count == loss_denominator(truth, None)
         assert right == int(((one.argmax(-1) == truth) & (truth != IGNORED)).sum())
 
 

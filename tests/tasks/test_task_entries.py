@@ -41,7 +41,7 @@ def test_the_loss_is_the_one_that_transformers_computes_for_the_problem_type(tar
     logits = torch.randn(4, outputs, generator=torch.Generator().manual_seed(0))
     entry = TARGETS[target]
     config = transformers.PreTrainedConfig(problem_type=entry.problem_type, num_labels=outputs)
-    found = entry.loss_sums(logits, labels, None, 0.0, None) / entry.loss_denominator(labels, None, None)
+    found = entry.loss_sums(logits, labels, None, 0.0, None) / entry.loss_denominator(labels, None)
     torch.testing.assert_close(found, ForSequenceClassificationLoss(labels, logits, config))
 
 
