@@ -41,7 +41,7 @@ FP32 = 4
 class Checked:
     """A recipe whose parts were found and whose rules hold.
 
-    task: the recipe's entry of TASKS;     named: splits that the user named, by split; plan: the phases, if the backbone's depth is known without loading it.
+    task: the recipe's entry of TASKS; named: splits that the user named, by split; plan: the phases, if the backbone's depth is known without loading it.
     """
 
     task: TaskSpec
