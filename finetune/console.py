@@ -65,7 +65,9 @@ class Console:
                 self._console.print(detail, markup=False)
             case StageEnded(_, seconds, summary):
                 self._close_bar()
-                self._console.print(f"  {summary + ', ' if summary else ''}{seconds:.1f} s", style="dim", markup=False)
+                self._console.print(
+                    f"  {summary.removesuffix('.') + ', ' if summary else ''}{seconds:.1f} s", style="dim", markup=False
+                )
             case TrainingResumed(step):
                 self._console.print(f"  resumes after step {step}", markup=False)
             case PhaseStarted():

@@ -232,7 +232,10 @@ def _hub_info(name: str, hub_name: str, revision: str | None, kind: Kind) -> Any
 
     api = HfApi()
     ask = api.model_info if kind == "model" else api.dataset_info
-    return _ask_hub(name, lambda: ask(hub_name, revision=revision, timeout=_HUB_TIMEOUT_S))
+    # The hub has old models without an owner, such as gpt2, but none of timm's.
+    bare = kind == "model" and "/" not in hub_name
+    hint = f"; a network of timm is named by its weights, such as timm/{hub_name}.a1_in1k" if bare else ""
+    return _ask_hub(name, lambda: ask(hub_name, revision=revision, timeout=_HUB_TIMEOUT_S), hint)
 
 
 def _cached(hub_name: str, revision: str | None) -> tuple[Path | None, bool]:
@@ -269,8 +272,8 @@ def _cached(hub_name: str, revision: str | None) -> tuple[Path | None, bool]:
     return path, whole and prepares and "README.md" in names
 
 
-def _ask_hub(name: str, call: Callable[[], T]) -> T:
-    """Run a hub call and turn its many failures into one sentence each."""
+def _ask_hub(name: str, call: Callable[[], T], hint: str = "") -> T:
+    """Run a hub call and turn its many failures into one sentence each; hint: what a name that is not found may be instead."""
     from huggingface_hub import errors as hub
 
     try:
@@ -281,15 +284,15 @@ def _ask_hub(name: str, call: Callable[[], T]) -> T:
         raise SourceError(f"'{name}': the hub has no such revision") from error
     except hub.RepositoryNotFoundError as error:
         raise SourceError(
-            f"'{name}': no such local path, and the hub has no such repository (or it is private)"
+            f"'{name}': no such local path, and the hub has no such repository (or it is private){hint}"
         ) from error
     except (hub.OfflineModeIsEnabled, hub.LocalEntryNotFoundError) as error:
         raise SourceError(
-            f"'{name}': no such local path, not in the local cache, and the hub is not reachable; go online or give a local folder"
+            f"'{name}': no such local path, not in the local cache, and the hub is not reachable; go online or give a local folder{hint}"
         ) from error
     except hub.HFValidationError as error:
         raise SourceError(f"'{name}': no such local path, and not a valid hub id ({first_line(error)})") from error
     except Exception as error:  # the hub client, its HTTP library and its download engine share no base class
         raise SourceError(
-            f"'{name}' cannot be had from the hub ({first_line(error)}); check the network or give a local folder"
+            f"'{name}' cannot be had from the hub ({first_line(error)}); check the network or give a local folder{hint}"
         ) from error

@@ -13,6 +13,7 @@ from finetune.console import Console
 from finetune.recipe import Recipe
 from finetune.result import Report
 from finetune.summary import describe_checked
+from finetune.train.events import StageEnded
 
 LANGUAGE = Path(__file__).parent / "report" / "causal_lm_report.json"
 TEXT = Path(__file__).parent / "release" / "sample" / "report.json"
@@ -51,6 +52,11 @@ def test_text_run_ends_with_latencies_of_rows(capsys: pytest.CaptureFixture[str]
     assert "size 1 row 32 rows" in shown
     assert "14.9 ms 509 ms" in shown
     assert "perplexity" not in shown
+
+
+def test_a_stage_that_ends_with_a_sentence_has_its_time_behind_a_comma(capsys: pytest.CaptureFixture[str]) -> None:
+    Console()(StageEnded("export", 1.25, "int8 is served: it passes."))
+    assert capsys.readouterr().err.strip() == "int8 is served: it passes, 1.2 s"
 
 
 def language_recipe(**data: Any) -> Recipe:

@@ -152,12 +152,14 @@ def test_small_pictures_come_first_if_a_phase_says_so(
     assert report["data"]["pixels"] == {"height": SIZE, "width": SIZE}
 
 
-def test_a_phase_whose_pictures_the_network_cannot_take_is_refused(tmp_path: Path, pictures: Path) -> None:
+def test_pictures_of_a_size_that_the_network_cannot_take_are_refused(tmp_path: Path, pictures: Path) -> None:
     backbone = write_convnet(tmp_path / "net", "test_vit", 160)
     config = json.loads((backbone / "config.json").read_text("utf-8"))
     config["model_args"] = {"dynamic_img_size": False}
     (backbone / "config.json").write_text(json.dumps(config), "utf-8")
     file = write_image_recipe(tmp_path, backbone, pictures)
+    with pytest.raises(RecipeError, match=r"^data\.image_size: this backbone takes no pictures of 48×48"):
+        run(load_recipe(file, [f"output={tmp_path / 'bundle'}", "data.image_size=48"]))
     settings = yaml.safe_load(file.read_text("utf-8"))
     settings["transfer"] = {"phases": [{"trainable": "all", "image_size": 48}, {"trainable": 1}]}
     file.write_text(yaml.safe_dump(settings), "utf-8")

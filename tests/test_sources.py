@@ -459,6 +459,14 @@ def test_failures_say_what_to_do(fake: FakeHub, kind: str, words: str) -> None:
     assert words in refused(lambda: find_source("owner/name", kind="model"))
 
 
+def test_a_network_that_is_named_as_in_timm_is_told_what_its_weights_are_called(fake: FakeHub) -> None:
+    for kind in ("RepositoryNotFoundError", "OfflineModeIsEnabled"):
+        fake.error = made(getattr(errors, kind))
+        assert "such as timm/resnet18.a1_in1k" in refused(lambda: find_source("resnet18", kind="model"))
+        assert "timm" not in refused(lambda: find_source("owner/resnet18", kind="model"))
+        assert "timm" not in refused(lambda: find_source("imdb", kind="dataset"))
+
+
 def test_the_users_interrupt_is_not_a_failure_of_the_hub(fake: FakeHub) -> None:
     fake.error = KeyboardInterrupt()
     with pytest.raises(KeyboardInterrupt):

@@ -14,7 +14,7 @@ from finetune.data.near_images import near_image_pairs
 from finetune.data.pictures import Picture, look_at_all
 from finetune.data.rows import Input
 from finetune.errors import DataError
-from finetune.preprocess.image_file import IMAGE_SUFFIXES, ImageFile, open_image
+from finetune.preprocess.image_file import IMAGE_SUFFIXES, ImageFile, absence, open_image
 from finetune.recipe.types import DataSettings
 from finetune.sources import find_source
 
@@ -131,14 +131,11 @@ def glance_at_images(images: Sequence[Input], settings: DataSettings) -> list[st
     """
     files = _files(images)
     looked_for = _spread(files, _LOOKED_FOR)
-    missing = [
-        f"{file.place}: there is no such file"
-        for file in looked_for
-        if file.path is not None and not file.path.exists()
-    ]
-    notes = judge_unreadable(missing, len(looked_for), settings)
+    absent = [absence(file) for file in looked_for]
+    notes = judge_unreadable([reason for reason in absent if reason is not None], len(looked_for), settings)
+    there = [file for file, reason in zip(looked_for, absent, strict=True) if reason is None]
     started, reasons, opened = time.perf_counter(), [], 0
-    for file in _spread([file for file in looked_for if file.path is None or file.path.exists()], _OPENED):
+    for file in _spread(there, _OPENED):
         if time.perf_counter() - started > _OPENING_SECONDS:
             break
         opened += 1

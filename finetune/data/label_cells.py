@@ -84,7 +84,7 @@ def number(cells: Sequence[object], place: str, rules: LabelRules) -> float:
     found = None if isinstance(value, bool) else as_number(value)
     if found is None:
         raise DataError(
-            f"{place}: the label {shown(value)} is no number, which a regression needs; mend data.label_column"
+            f"{place}: the label {shown(value)} is no number, which a regression needs; mend it (data.label_column, or the name of the class folder)"
         )
     if not math.isfinite(found):
         raise DataError(f"{place}: the label {shown(value)} is not finite; mend or remove the row")

@@ -21,6 +21,7 @@ from finetune.hardware import cpu
 from finetune.modality import labelled
 from finetune.modality.spec import Modality, Setup
 from finetune.model.backbone import blank_picture, convert_pickle, load_backbone
+from finetune.model.groups import UnfitInputError
 from finetune.model.image_processor import image_preprocess, save_image_processor
 from finetune.model.modes import evaluating
 from finetune.model.rename import checkpoint_from_weights
@@ -42,10 +43,15 @@ def set_up(recipe: Recipe, checked: Checked, data: LabelledData, scale: Scale, a
     task, target = checked.task, checked.task.target
     folder = _folder(recipe, checked, accelerator.process_index)
     encoder = _encoder(recipe, folder, recipe.data.image_size)
-    model = load_backbone(
-        folder, data.labels, auto_class=task.auto_class, problem_type=target.problem_type, outputs=len(data.labels) or 1,
-        dropout=recipe.head.dropout, seed=recipe.seed, drop_path=recipe.backbone.drop_path, probe=blank_picture(encoder.settings.size),
-    )  # fmt: skip
+    try:
+        model = load_backbone(
+            folder, data.labels, auto_class=task.auto_class, problem_type=target.problem_type, outputs=len(data.labels) or 1,
+            dropout=recipe.head.dropout, seed=recipe.seed, drop_path=recipe.backbone.drop_path, probe=blank_picture(encoder.settings.size),
+        )  # fmt: skip
+    except UnfitInputError as error:
+        if recipe.data.image_size is None:
+            raise
+        raise _unfit_size("data.image_size", recipe.data.image_size, error.reason) from error
     of_phase = _encoders_of_phases(recipe, folder, model.module)
     pictures_of: tuple[Sequence[Any], Sequence[Any]] = (data.train.inputs, data.validation.inputs)
     images, validation = (encoder.encode(inputs) for inputs in pictures_of)
@@ -79,11 +85,12 @@ def _encoders_of_phases(recipe: Recipe, folder: Path, module: nn.Module) -> dict
         except (RuntimeError, AssertionError, ValueError) as error:  # what architectures raise for sizes not theirs
             if isinstance(error, torch.OutOfMemoryError):
                 raise
-            raise RecipeError(
-                f"transfer.phases[{number}].image_size: this backbone takes no pictures of {phase.image_size}×{phase.image_size} pixels "
-                f"({first_line(error)}); remove it"
-            ) from error
+            raise _unfit_size(f"transfer.phases[{number}].image_size", phase.image_size, first_line(error)) from error
     return encoders
+
+
+def _unfit_size(key: str, size: int, reason: str) -> RecipeError:
+    return RecipeError(f"{key}: this backbone takes no pictures of {size}×{size} pixels ({reason}); remove it")
 
 
 def _folder(recipe: Recipe, checked: Checked, rank: int) -> Path:

@@ -19,6 +19,14 @@ from finetune.model.modes import evaluating
 from finetune.model_files import first_line
 
 
+class UnfitInputError(SourceError):
+    """A network failed on the small input that it was tried with; `reason` is what it said."""
+
+    def __init__(self, message: str, reason: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+
+
 @dataclass(frozen=True)
 class LayerGroup:
     """Names of the parameters and of the modules of one depth."""
@@ -156,7 +164,7 @@ def _members(name: str, modules: nn.ModuleList) -> Iterator[str]:
 def first_runs(model: nn.Module, run: Callable[[], object], trial: str) -> dict[str, int]:
     """Module name -> position in the order in which modules are first called in one forward pass, in eval mode.
 
-    SourceError when the pass fails; `trial` says on what.
+    UnfitInputError when the pass fails; `trial` says on what.
     """
     seen: dict[str, int] = {}
 
@@ -171,8 +179,10 @@ def first_runs(model: nn.Module, run: Callable[[], object], trial: str) -> dict[
         with evaluating(model), torch.no_grad():
             run()
     except Exception as error:  # whatever this architecture's own code raises
-        raise SourceError(
-            f"{type(model).__name__} fails on {trial} ({first_line(error)}), so its layer groups cannot be found; choose another backbone"
+        reason = first_line(error)
+        raise UnfitInputError(
+            f"{type(model).__name__} fails on {trial} ({reason}), so its layer groups cannot be found; choose another backbone",
+            reason,
         ) from error
     finally:
         for handle in handles:

@@ -7,6 +7,7 @@ call has its own limit, checked on the header before anything is decoded, so tha
 from __future__ import annotations
 
 import io
+import stat
 import threading
 import warnings
 from collections.abc import Callable, Iterator
@@ -99,27 +100,40 @@ def _from_array(pixels: NDArray[Any]) -> Image.Image:
     return Image.fromarray(np.ascontiguousarray(pixels))
 
 
+def absence(file: ImageFile) -> str | None:
+    """Why there is nothing to read where an image is said to be, as a sentence that names the place; None if there is."""
+    try:
+        # One call: a pipe or a device would be waited for, and names may be too long for any file.
+        found = file.path.stat() if file.path is not None else None
+    except FileNotFoundError:
+        return f"{file.place}: there is no such file; give the path of an image"
+    except (OSError, ValueError) as error:
+        return _unopened(file, error)
+    if found is not None and not stat.S_ISREG(found.st_mode):
+        return f"{file.place}: is no file; give the path of an image"
+    if not (len(file.data or b"") if found is None else found.st_size):
+        return f"{file.place}: the image is empty; replace or remove it"
+    return None
+
+
+def _unopened(file: ImageFile, error: Exception) -> str:
+    reason = getattr(error, "strerror", None) or error
+    return f"{file.place}: the image cannot be opened ({reason}); give the path of a readable file"
+
+
 @contextmanager
 def _stream(file: ImageFile) -> Iterator[IO[bytes]]:
     """The encoded bytes, closed on leaving."""
+    if (reason := absence(file)) is not None:
+        raise DataError(reason)
     if file.data is not None:
-        if not file.data:
-            raise DataError(f"{file.place}: the image is empty; replace or remove it")
         yield io.BytesIO(file.data)
         return
     assert file.path is not None
     try:
-        if not file.path.is_file():  # a pipe or a device would be waited for
-            missing = "is no file" if file.path.exists() else "there is no such file"
-            raise DataError(f"{file.place}: {missing}; give the path of an image")
-        if not file.path.stat().st_size:
-            raise DataError(f"{file.place}: the image is empty; replace or remove it")
         stream = file.path.open("rb")
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise DataError(
-            f"{file.place}: the image cannot be opened ({reason}); give the path of a readable file"
-        ) from error
+    except OSError as error:
+        raise DataError(_unopened(file, error)) from error
     with stream:
         yield stream
 

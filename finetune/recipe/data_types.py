@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from finetune.recipe.settings import Count, ImageSize, Positive, Settings, Share, WholeShare
+from finetune.recipe.settings import Count, ImageSize, Positive, Settings, Share
 
 
 class SplitSettings(Settings):
@@ -108,7 +108,7 @@ class DataSettings(Settings):
     reported; of language tasks it is the length of a block."""
     image_size: ImageSize | None = None
     """Image tasks: height and width in pixels that the network sees; the backbone's own when absent."""
-    image_crop: WholeShare | None = None
+    image_crop: Annotated[float, Field(ge=0.1, le=1)] | None = None
     """Image tasks: share of each edge that the centre crop keeps, 1 for the whole picture; the backbone's own when absent, which
     often cuts the border away."""
     unreadable: Literal["refuse", "skip"] = "refuse"

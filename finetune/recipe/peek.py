@@ -128,8 +128,16 @@ def _look_at_table(path: Path, input_column: str | None, label_column: str | Non
 
 
 def _all_images(rows: Sequence[Row], column: str) -> bool:
-    """Whether every row of a column names an image file, or holds encoded bytes as the hub's Image feature does."""
-    return all(_is_image(row.get(column)) for row in rows)
+    """Whether every cell of a column names an image file, or holds encoded bytes as the hub's Image feature does; empty ones aside."""
+    given = [cell for row in rows if not _is_empty(cell := row.get(column))]
+    return bool(given) and all(_is_image(cell) for cell in given)
+
+
+def _is_empty(cell: object) -> bool:
+    """Whether nothing stands in a cell, as in a damaged row; of the hub's Image feature neither bytes nor a path."""
+    if isinstance(cell, Mapping):
+        return {"bytes", "path"} >= set(cell) and all(_is_empty(value) for value in cell.values())
+    return cell is None or (isinstance(cell, str | bytes) and not cell.strip())
 
 
 def _is_image(value: object) -> bool:

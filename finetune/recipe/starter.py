@@ -71,7 +71,7 @@ data:
 {data}
 {inputs}{splits}
 transfer:
-  unfreeze: gradual  # gradual, lp_ft, head_only or full
+  unfreeze: gradual  # gradual, lp_ft, head_only, full or auto
   head_epochs: 1  # first the new head alone …
   epochs: 1  # … then phases of so many epochs, each with …
   step: 2  # … so many more layer groups, from the top

@@ -23,8 +23,10 @@ def local(path: Path) -> Source:
     return Source(str(path), "folder" if path.is_dir() else "file", path)
 
 
-def look(path: Path, **data: Any) -> inspection.Inspection:
-    return inspect_data(TEXT, DataSettings.model_validate({"source": str(path), **data}, strict=False), local(path))
+def look(path: Path, task: str = "text_classification", **data: Any) -> inspection.Inspection:
+    return inspect_data(
+        TASKS[task], DataSettings.model_validate({"source": str(path), **data}, strict=False), local(path)
+    )
 
 
 def test_inspection_sees_what_loading_sees(
@@ -84,6 +86,13 @@ def test_of_a_large_source_only_the_structure_is_looked_at(
     assert "large" in seen.notes[0]
     with pytest.raises(DataError, match="no column 'body'"):
         look(path, text_column="body")
+
+
+def test_a_column_of_captions_taken_for_paths_is_refused(write_csv: Callable[..., Path]) -> None:
+    rows = [("a long caption about the picture " * 12, str(number % 2)) for number in range(4)]
+    table = write_csv(rows)
+    with pytest.raises(DataError, match=r"4 of 4 images cannot be read: .*cannot be opened.*check data\.image_column"):
+        look(table, task="image_classification", image_column="text")
 
 
 def test_a_hub_data_set_is_left_for_loading() -> None:

@@ -22,6 +22,7 @@ from PIL import Image, ImageOps
 
 from finetune.errors import BundleError, DataError
 from finetune.preprocess import ImageEncoder, ImageFile, ImagePreprocess, open_image
+from finetune.preprocess.image_file import absence
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 NAMES = ["nearest", "bilinear", "bicubic", "lanczos", "box", "hamming"]
@@ -303,6 +304,12 @@ def test_a_path_without_a_file_is_refused_by_name(tmp_path: Path) -> None:
         open_image(tmp_path / "pipe")
     with pytest.raises(DataError, match="a\x00b"):
         open_image("a\x00b")
+    caption = "a long caption in the column of paths " * 12
+    with pytest.raises(DataError, match="the image cannot be opened") as caught:
+        open_image(tmp_path / caption)
+    assert str(absence(ImageFile(caption, path=tmp_path / caption))).startswith(
+        f"{caption}: the image cannot be opened"
+    )
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")

@@ -224,7 +224,10 @@ def test_the_text_beside_a_picture_can_be_asked_for(tmp_path: Path) -> None:
 
 
 def test_encoded_pictures_in_parquet_become_an_image_recipe(tmp_path: Path) -> None:
-    table = pyarrow.table({"image": [{"bytes": b"x", "path": None}] * 4, "label": [0, 1, 0, 1]})
-    pyarrow.parquet.write_table(table, tmp_path / "p.parquet")
-    recipe = load(tmp_path, starter_recipe(str(tmp_path / "p.parquet")))
-    assert (recipe.task, recipe.data.image_column) == ("image_classification", "image")
+    damaged = [None, {"bytes": b"", "path": None}]
+    for name, cells in (("clean", []), ("damaged", damaged)):
+        pictures = [*cells, *[{"bytes": b"x", "path": None}] * 4]
+        table = pyarrow.table({"image": pictures, "label": [number % 2 for number in range(len(pictures))]})
+        pyarrow.parquet.write_table(table, tmp_path / f"{name}.parquet")
+        recipe = load(tmp_path, starter_recipe(str(tmp_path / f"{name}.parquet")))
+        assert (recipe.task, recipe.data.image_column) == ("image_classification", "image")
