@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from finetune.errors import BundleError, ExportError
 from finetune.export.calibrate import METHODS, collect, ranges
 from finetune.export.choose import Trial, Workbench
 from finetune.export.graph import weight_layers, weight_nodes
 from finetune.export.onnx import ONE_FILE_BYTES
-from finetune.export.parity import Batch, differences, predict_rows
+from finetune.export.parity import differences, predict_rows
 from finetune.export.static import GATED_OPS, WEIGHTED_OPS, Arithmetic, arithmetics, quantize_static_int8
+from finetune.preprocess import Encoder
 from finetune.runtime import open_session, run_logits
 
 SPARED_LAYERS = (1, 2, 3, 5, 8)
@@ -20,6 +22,9 @@ SPARED_LAYERS = (1, 2, 3, 5, 8)
 
 MEASURED_LAYERS = 24
 """At most so many layers are looked at; a deeper network's are joined with their neighbours."""
+
+LEAST_ROWS = 100
+"""Training images that ranges are taken from, at least: from fewer, rare activations are missing."""
 
 BLOCK = r"(.*\.\d+)(\.|$)"
 """A convnet's layer is the innermost numbered module: the block "blocks.3.1" of stage 3."""
@@ -42,8 +47,8 @@ def is_convnet(fp32: Path) -> bool:
     return len(weight_nodes(graph, ("Conv",))) > 1
 
 
-def try_static(bench: Workbench, target: str, calibration: Iterable[Batch]) -> None:
-    """Build and judge the static candidates for a processor kind; `calibration` are batches of one training image.
+def try_static(bench: Workbench, target: str, encoder: Encoder, calibration: Sequence[Any]) -> None:
+    """Build and judge the static candidates for a processor kind; `calibration` are encoded training images.
 
     The first arithmetic is tried with every calibration method, the others with the one that agreed best with fp32.
     Where none passes the quality gates, gentler forms of the best one follow: with more and more of the most sensitive
@@ -53,9 +58,15 @@ def try_static(bench: Workbench, target: str, calibration: Iterable[Batch]) -> N
     if fp32.size_bytes > ONE_FILE_BYTES:
         bench.give_up("static int8", "the fp32 file is larger than 2 GB, which the quantizer cannot hold")
         return
+    if len(calibration) < LEAST_ROWS:
+        bench.give_up(
+            "static int8",
+            f"its calibration needs at least {LEAST_ROWS} training images, and there are {len(calibration)}",
+        )
+        return
     bench.progress("int8: looking at calibration images")
     try:
-        statistics = collect(fp32.path, calibration, bench.folder)
+        statistics = collect(fp32.path, (encoder.collate([row]) for row in calibration), bench.folder)
     except ExportError as error:
         bench.give_up("static int8", str(error))
         return

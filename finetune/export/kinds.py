@@ -43,7 +43,7 @@ def _try_text(bench: Workbench, target: str, encoder: Encoder, calibration: Sequ
 def _try_image(bench: Workbench, target: str, encoder: Encoder, calibration: Sequence[Any]) -> None:
     """Convnets: static int8, image by image through the encoder. Vision transformers are encoders like those of texts."""
     if is_convnet(bench.fp32.path):
-        try_static(bench, target, (encoder.collate([row]) for row in calibration))
+        try_static(bench, target, encoder, calibration)
     else:
         try_dynamic(bench, target)
 

@@ -13,9 +13,6 @@ LATENCY_TIE = 0.03
 SIZE_TIE = 0.01
 """File sizes closer than this share count as equal: the same weights with other ranges differ by some bytes."""
 
-ENOUGH_ROWS = 100
-"""Calibration rows below this get a note: rare activations may be missing from them."""
-
 Speeds = Mapping[str, Mapping[str, Mapping[str, float]]]
 Row = dict[str, object]
 
@@ -138,8 +135,7 @@ def _calibration(method: str | None, rows: int) -> Row:
     """ "calibration" of a form whose ranges were calibrated; nothing for the others."""
     if method is None:
         return {}
-    few = {"note": f"only {rows} training rows were there to calibrate on; at least {ENOUGH_ROWS} are advised"}
-    return {"calibration": {"rows": rows, "method": method, **(few if rows < ENOUGH_ROWS else {})}}
+    return {"calibration": {"rows": rows, "method": method}}
 
 
 def candidate_row(trial: Trial, yardstick: Yardstick, speeds: Speeds, choice: Choice, rows: int) -> Row:

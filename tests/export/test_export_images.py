@@ -153,15 +153,12 @@ def test_calibration_sees_every_row_that_is_given_for_it_and_no_other(
     assert report["int8"]["calibration"]["rows"] == 100
 
 
-def test_few_calibration_rows_are_used_with_a_note_and_none_leave_fp32(ready: Exported, tmp_path: Path) -> None:
-    (tmp_path / "few").mkdir()
-    report: Any = run(ready, tmp_path / "few", calibration=ENCODER.encode(pictures(30, seed=1))).report
-    assert report["int8"]["calibration"]["rows"] == 30
-    assert "only 30 training rows" in report["int8"]["calibration"]["note"]
-    (tmp_path / "none").mkdir()
-    report = run(ready, tmp_path / "none", calibration=()).report
+@pytest.mark.parametrize("rows", [0, 99])
+def test_too_few_training_images_to_calibrate_on_leave_fp32(ready: Exported, tmp_path: Path, rows: int) -> None:
+    report: Any = run(ready, tmp_path, calibration=ENCODER.encode(pictures(rows, seed=1))).report
     assert report["served"] == "onnx"
-    assert "needs calibration rows" in report["served_reason"]
+    assert report["int8"] is None
+    assert f"its calibration needs at least 100 training images, and there are {rows}" in report["served_reason"]
 
 
 def test_images_are_decoded_once_for_all_forms(monkeypatch: pytest.MonkeyPatch) -> None:
