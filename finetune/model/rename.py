@@ -1,5 +1,7 @@
 """Foreign weights as a checkpoint of a timm architecture: every tensor is used once, with its shape, or it is an error.
 
+A classifier may be lacking, if all of it is: training begins with a new one in any case.
+
 Renaming by position trusts that both lists name the same layers in the same order. Shapes and counts are checked, which
 tells most mistakes, but not two layers of one shape that changed places: only a result can tell that.
 """
@@ -9,7 +11,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any, Literal
@@ -34,6 +36,7 @@ def checkpoint_from_weights(weights: Path, into: Path, *, architecture: str, ren
     weights: .safetensors, or a pickle, which is read in a process of its own; architecture: timm's name of the network;
     rename: `in_order` pairs the file's tensors with the architecture's one by one, a mapping of regular expressions to
     replacements is applied to each name in turn, None keeps the names. A counter of batches that an old file lacks is 0.
+    Where the file has nothing of the classifier, the folder is of a network without one (num_classes 0), as timm saves it.
     SourceError for an architecture that timm does not know, and naming a tensor that has no place, no partner, a place
     that is taken, or another shape.
     """
@@ -41,16 +44,22 @@ def checkpoint_from_weights(weights: Path, into: Path, *, architecture: str, ren
     into.mkdir(parents=True, exist_ok=True)
     name = _known(architecture)
     found = _read(weights, into)
-    network = _network(name, None)
-    sources = _in_order(weights, found, network) if rename == "in_order" else _by_name(weights, found, rename or {})
+    network, body = _network(name, None), _network(name, 0)
+    if not network.num_classes:  # an architecture without a classifier unless one is asked for, as the file may bring
+        network = _network(name, 1)
+    names = [list(each.state_dict()) for each in (network, body)]
+    sources = _in_order(weights, found, *names) if rename == "in_order" else _by_name(weights, found, rename or {})
+    classifier = set(names[0]).difference(names[1])
+    headless = classifier.isdisjoint(sources)
     classes = _classes(network, found, sources)
     if classes != network.num_classes:
         network = _network(name, classes)
-    wanted: Tensors = network.state_dict()
-    _check(weights, name, found, sources, wanted)
+    _check(weights, name, found, sources, network.state_dict(), spare=classifier if headless else frozenset())
+    if headless:
+        network = body
     tensors = {
         name: found[sources[name]].contiguous() if name in sources else torch.zeros_like(value, device="cpu")
-        for name, value in wanted.items()
+        for name, value in network.state_dict().items()
     }
     save_file(tensors, into / "model.safetensors", metadata={"format": "pt"})
     (into / "config.json").write_text(json.dumps(_config(name, architecture, network), indent=2), "utf-8")
@@ -103,14 +112,14 @@ def _network(architecture: str, classes: int | None) -> Any:
         return timm.create_model(architecture, pretrained=False, **options)
 
 
-def _in_order(weights: Path, found: Tensors, network: Any) -> dict[str, str]:
-    """Name in the architecture -> name in the file, by position."""
-    wanted = list(network.state_dict())
-    if len(found) != len(wanted):
-        raise SourceError(
-            f"backbone '{weights}' holds {len(found)} tensors, but the architecture {len(wanted)}, so they cannot be paired in order; give a mapping as backbone.rename"
-        )
-    return dict(zip(wanted, found, strict=True))
+def _in_order(weights: Path, found: Tensors, whole: Sequence[str], body: Sequence[str]) -> dict[str, str]:
+    """Name in the architecture -> name in the file, by position; whole, body: its names with and without the classifier's."""
+    for wanted in (whole, body):
+        if len(found) == len(wanted):
+            return dict(zip(wanted, found, strict=True))
+    raise SourceError(
+        f"backbone '{weights}' holds {len(found)} tensors, but the architecture {len(whole)}, or {len(body)} without its classifier, so they cannot be paired in order; give a mapping as backbone.rename"
+    )
 
 
 def _by_name(weights: Path, found: Tensors, rename: Mapping[str, str]) -> dict[str, str]:
@@ -145,7 +154,10 @@ def _classes(network: Any, found: Tensors, sources: Mapping[str, str]) -> int:
     return rows.pop() if len(rows) == 1 else known
 
 
-def _check(weights: Path, architecture: str, found: Tensors, sources: Mapping[str, str], wanted: Tensors) -> None:
+def _check(
+    weights: Path, architecture: str, found: Tensors, sources: Mapping[str, str], wanted: Tensors, *, spare: Set[str],
+) -> None:  # fmt: skip
+    """Every tensor must be used once, with its shape; spare: names that the file may lack."""
     place = f"backbone '{weights}'"
     for name, source in sources.items():
         if name not in wanted:
@@ -158,7 +170,9 @@ def _check(weights: Path, architecture: str, found: Tensors, sources: Mapping[st
             raise SourceError(
                 f"{place}: tensor '{source}' is {_kind(have)}, but '{name}' of {architecture} is {_kind(want)}; check backbone.architecture and backbone.rename"
             )
-    lacking: Sequence[str] = [name for name in wanted if name not in sources and not name.endswith(_COUNTER)]
+    lacking: Sequence[str] = [
+        name for name in wanted if name not in sources and name not in spare and not name.endswith(_COUNTER)
+    ]
     if lacking:
         raise SourceError(
             f"{place} has no tensor for {len(lacking)} of {architecture}, such as '{lacking[0]}'; check backbone.architecture and backbone.rename"

@@ -1,7 +1,9 @@
 """Layer groups of timm models, as their authors divided them: stem, each stage or block, head.
 
 A timm model says itself which parameters belong together (`group_matcher`, coarse). What its matcher leaves out belongs to
-the head if it runs after everything else, as the last normalisation does; anything left out elsewhere is an error.
+the head if it runs after everything else, as the last normalisation does, or if it is the network's own parameter and first
+used there, as the shares are by which EfficientViM joins its stages' answers. Else it lies where the fine division puts it;
+anything left out there too is an error.
 """
 
 from __future__ import annotations
@@ -9,10 +11,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import torch
 from torch import nn
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves
 
 from finetune.errors import SourceError
 from finetune.model.groups import LayerGroup, LayerGroups, first_runs
+from finetune.model.modes import evaluating
 
 # Some convolutional networks have no matcher; these are the names under which timm keeps their stages.
 _USUAL_STAGES = {"blocks": r"^(?:stages|transformers|layers|blocks)\.(\d+)"}
@@ -39,11 +45,11 @@ def timm_layer_groups(model: nn.Module, prefix: str, run: Callable[[], object], 
     """Group the parameters and modules of a network around a timm model.
 
     model: the whole network; prefix: where the timm model is inside it; run: one forward pass of `model`, on what `trial`
-    says. SourceError when the pass fails, or the matcher leaves out a parameter that does not run after the last block.
+    says. SourceError when the pass fails, or the matcher leaves out a parameter that nothing else places.
     """
     inner: Any = model.get_submodule(prefix)
     first_run = first_runs(model, run, trial)
-    places = _place_parameters(inner, {_inside(name, prefix): at for name, at in first_run.items()})
+    places = _place_parameters(inner, {_inside(name, prefix): at for name, at in first_run.items()}, run)
     depths = {f"{prefix}.{name}": depth for name, depth in places.items()}
     members = _place_modules(model, depths, first_run)
     return LayerGroups(
@@ -83,7 +89,7 @@ def _matched(model: Any, *, coarse: bool) -> dict[str, int]:
     return {name: places[name] for name in names if name not in head and places.get(name, nowhere) != nowhere}
 
 
-def _place_parameters(model: Any, first_run: Mapping[str, int]) -> dict[str, int]:
+def _place_parameters(model: Any, first_run: Mapping[str, int], run: Callable[[], object]) -> dict[str, int]:
     """Parameter name -> group index, 0 the stem and the greatest the head, in the network's own order."""
     matched = _matched(model, coarse=True)
     if not matched:
@@ -104,11 +110,48 @@ def _place_parameters(model: Any, first_run: Mapping[str, int]) -> dict[str, int
             places[name] = head
         elif lowest and _when(name, first_run) < first:
             places[name] = 0
+        elif "." not in name and _used_after(model, name, [n for n, at in first_run.items() if at == last][-1], run):
+            places[name] = head
+        elif (place := _fine_neighbours(model, name, matched)) is not None:
+            places[name] = order[place]
         else:
             raise SourceError(
                 f"{type(model).__name__}: its authors put parameter '{name}' into no layer group, and it does not run after the last one; choose another backbone"
             )
     return {name: places[name] for name, _ in model.named_parameters()}
+
+
+def _used_after(model: Any, parameter: str, module: str, run: Callable[[], object]) -> bool:
+    """Whether a forward pass computes with a parameter, and not before this module begins.
+
+    For what the network owns itself: no hook tells when it is used.
+    """
+    watched = model.get_parameter(parameter)
+    begun: list[bool] = []
+    uses: list[bool] = []
+
+    class Watch(TorchFunctionMode):
+        def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            result = func(*args, **(kwargs or {}))
+            taken = any(value is watched for value in tree_leaves((args, kwargs)))
+            if taken and any(isinstance(value, torch.Tensor) for value in tree_leaves(result)):  # not its shape alone
+                uses.append(bool(begun))
+            return result
+
+    handle = model.get_submodule(module).register_forward_pre_hook(lambda *_: begun.append(True))
+    try:
+        with evaluating(model), torch.no_grad(), Watch():
+            run()
+    finally:
+        handle.remove()
+    return bool(uses) and uses[0]
+
+
+def _fine_neighbours(model: Any, parameter: str, matched: Mapping[str, int]) -> int | None:
+    """The coarse place of what the fine division puts together with a parameter; None without one, or with several."""
+    fine = _matched(model, coarse=False)
+    found = {matched[name] for name in matched if parameter in fine and fine.get(name) == fine[parameter]}
+    return found.pop() if len(found) == 1 else None
 
 
 def _when(parameter: str, first_run: Mapping[str, int]) -> int:

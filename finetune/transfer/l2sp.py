@@ -42,9 +42,18 @@ class Pull:
 def is_regularised(name: str, parameter: Tensor) -> bool:
     """Whether a penalty acts on a parameter: matrices and kernels yes; normalisation weights, all vectors, and biases no.
 
-    A bias may have two dimensions (XLNet's `r_w_bias`, one row for each attention head).
+    A bias may have two dimensions (XLNet's `r_w_bias`, one row for each attention head), and a vector may be laid out for
+    broadcasting (ResMLP's `alpha` of 1×1×C, the gains of NFNet's convolutions).
     """
-    return parameter.ndim > 1 and not name.rpartition(".")[2].endswith("bias")
+    own = name.rpartition(".")[2]
+    if parameter.ndim < 2 or own.endswith(("bias", "biases")):
+        return False
+    if sum(size > 1 for size in parameter.shape) > 1:
+        return True
+    # One axis or none is longer than 1. Layers with a kernel or a matrix call it `weight`, and so it may be: of a single
+    # output, a depthwise 1×1 convolution, a table with one row. Scales for broadcasting have other names, but for
+    # ConvNeXt V2's of 1×1×1×C; a kernel of that shape would slide along a single channel.
+    return own == "weight" and not (parameter.ndim > 3 and parameter.shape[-1] == parameter.numel())
 
 
 @torch.no_grad()

@@ -14,7 +14,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
-from tiny_pictures import load_picture_model, pictures, timm_network
+from tiny_pictures import load_picture_model, pictures, timm_folder, timm_network
 
 from finetune.errors import SourceError
 from finetune.model.rename import Rename, checkpoint_from_weights
@@ -104,6 +104,78 @@ def test_a_classifier_for_other_labels_is_no_error(tmp_path: Path) -> None:
         assert json.loads((folder / "config.json").read_text("utf-8"))["num_classes"] == 17
 
 
+def without_classifier(tensors: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in tensors.items() if not name.startswith("fc.")}
+
+
+def nameless(tensors: Mapping[str, Any]) -> dict[str, Any]:
+    return {f"part{i}": value for i, value in enumerate(tensors.values())}
+
+
+# How the file names its tensors, and what the recipe says about that.
+NAMINGS: dict[str, tuple[Any, Any]] = {
+    "exact": (dict, None),
+    "mapping": (lambda tensors: {f"module.{name}": value for name, value in tensors.items()}, {r"^module\.": ""}),
+    "in order": (nameless, "in_order"),
+}
+
+
+@pytest.mark.parametrize("naming", NAMINGS)
+def test_weights_without_a_classifier_are_the_body_and_the_head_is_new(
+    tmp_path: Path, network: Any, naming: str
+) -> None:
+    named, rename = NAMINGS[naming]
+    folder = convert(tmp_path, named(without_classifier(network.state_dict())), rename)
+    assert json.loads((folder / "config.json").read_text("utf-8"))["num_classes"] == 0
+    saved = load_file(folder / "model.safetensors")
+    assert saved.keys() == without_classifier(network.state_dict()).keys()
+    own = load_picture_model(folder)
+    theirs = load_picture_model(timm_folder(tmp_path / "timm", ARCHITECTURE, labels=0))
+    assert own.fresh == theirs.fresh == {"timm_model.fc.weight", "timm_model.fc.bias"}
+    assert own.fresh <= set(own.groups.head.parameters)
+    model: Any = own.module.eval()
+    with torch.no_grad():
+        features = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()(pictures())
+        assert torch.equal(features, network.forward_head(network.forward_features(pictures()), pre_logits=True))
+        assert torch.equal(model(pictures()).logits, model.timm_model.fc(features))
+
+
+@pytest.mark.parametrize("also", ["bn1.bias", "layer4.0.conv2.weight"])
+def test_weights_that_lack_more_than_the_classifier_are_refused(tmp_path: Path, network: Any, also: str) -> None:
+    tensors = without_classifier(network.state_dict())
+    del tensors[also]
+    assert f"has no tensor for 1 of test_resnet, such as '{also}'" in refusal(tmp_path, tensors)
+
+
+def test_half_a_classifier_is_refused(tmp_path: Path, network: Any) -> None:
+    tensors = {name: value for name, value in network.state_dict().items() if name != "fc.bias"}
+    assert "has no tensor for 1 of test_resnet, such as 'fc.bias'" in refusal(tmp_path, tensors)
+
+
+def test_a_classifier_by_another_name_is_not_one_that_is_lacking(tmp_path: Path, network: Any) -> None:
+    tensors = {name.replace("fc.", "fcc."): value for name, value in network.state_dict().items()}
+    assert "tensor 'fcc.bias' has no place in test_resnet; did you mean 'fc.bias'?" in refusal(tmp_path, tensors)
+
+
+def test_as_many_tensors_as_the_body_has_are_not_paired_with_other_shapes(tmp_path: Path, network: Any) -> None:
+    tensors = dict(list(network.state_dict().items())[2:])
+    assert "of test_resnet is " in refusal(tmp_path, nameless(tensors), "in_order")
+
+
+@pytest.mark.parametrize("classes", [0, 5])
+def test_an_architecture_that_has_a_classifier_only_when_asked_takes_weights_with_and_without(
+    tmp_path: Path, classes: int
+) -> None:
+    name = "eva02_tiny_patch14_224"
+    assert timm_network(name).num_classes == 0
+    with torch.device("meta"):
+        wanted = timm.create_model(name, pretrained=False, num_classes=classes).state_dict()
+    tensors = {key: torch.zeros(value.shape) for key, value in wanted.items()}
+    folder = convert(tmp_path, tensors, architecture=name)
+    assert json.loads((folder / "config.json").read_text("utf-8"))["num_classes"] == classes
+    assert load_file(folder / "model.safetensors").keys() == wanted.keys()
+
+
 def test_counters_that_old_files_lack_begin_at_zero(tmp_path: Path, network: Any) -> None:
     tensors = {k: v for k, v in network.state_dict().items() if not k.endswith("num_batches_tracked")}
     saved = load_file(convert(tmp_path, tensors) / "model.safetensors")
@@ -160,7 +232,10 @@ def test_a_name_without_a_place_says_what_it_became_and_what_is_near(tmp_path: P
 def test_another_number_or_order_of_tensors_is_refused_in_order(tmp_path: Path, network: Any) -> None:
     tensors = foreign(network)
     fewer = dict(list(tensors.items())[:-1])
-    assert f"holds {len(fewer)} tensors, but the architecture {len(tensors)}" in refusal(tmp_path, fewer, "in_order")
+    message = refusal(tmp_path, fewer, "in_order")
+    assert (
+        f"holds {len(fewer)} tensors, but the architecture {len(tensors)}, or {len(fewer) - 1} without its" in message
+    )
     names = list(tensors)
     moved = {name: tensors[name] for name in [names[-1], *names[:-1]]}
     message = refusal(tmp_path, moved, "in_order")

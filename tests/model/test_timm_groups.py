@@ -44,7 +44,8 @@ def parts(groups: LayerGroups) -> Mapping[str, set[str]]:
 
 
 # Beside the obvious: a stem without a key, parameters of the network itself, two classifiers, normalisation inside the
-# head, no group_matcher at all (PoolFormer, PiT), a fine one only (RDNet), matchers that are functions (CaiT, Inception).
+# head, no group_matcher at all (PoolFormer, PiT), a fine one only (RDNet), matchers that are functions (CaiT, Inception), a
+# coarse one that forgets what the fine one knows and the shares of the stages' answers (EfficientViM).
 SHAPES: dict[str, tuple[int, int, str]] = {
     "resnet18": (64, 6, "stage"),
     "tf_efficientnet_lite0": (64, 9, "stage"),
@@ -64,6 +65,7 @@ SHAPES: dict[str, tuple[int, int, str]] = {
     "poolformer_s12": (64, 6, "stage"),
     "pit_ti_224": (224, 5, "stage"),
     "rdnet_tiny": (64, 9, "block"),
+    "efficientvim_m2": (224, 5, "stage"),
 }
 
 
@@ -102,6 +104,53 @@ def test_both_classifiers_of_a_distilled_network_are_the_head() -> None:
     _, groups = grouped(on_meta("deit_tiny_distilled_patch16_224"), pixels=224, device="meta")
     assert parts(groups)["head"] == {"head.weight", "head.bias", "head_dist.weight", "head_dist.bias"}
     assert {"cls_token", "dist_token", "pos_embed"} <= parts(groups)["stem"]
+
+
+def test_shares_of_the_stages_answers_are_the_heads_and_the_fine_division_places_what_the_coarse_one_forgets() -> None:
+    _, groups = grouped(on_meta("efficientvim_m2"), pixels=224, device="meta")
+    found = parts(groups)
+    assert {"weights", "heads.0.weight", "heads.3.bias"} <= found["head"]
+    assert {"norm.0.weight", "norm.1.bias"} <= found["stage 2"]
+
+
+class Shifted(nn.Module):
+    """A small timm network with a parameter of its own that some part of a pass uses, or none."""
+
+    def __init__(self, where: str) -> None:
+        super().__init__()
+        self.network = timm_network("test_resnet", num_classes=3)
+        self.shift = nn.Parameter(torch.zeros(1))
+        self.where = where
+
+    def group_matcher(self, coarse: bool = False) -> Mapping[str, str]:
+        return {"stem": r"^network\.(?:conv1|bn1)", "blocks": r"^network\.layer(\d+)"}
+
+    def get_classifier(self) -> Any:
+        return self.network.fc
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        assert self.shift.shape == (1,)
+        if self.where == "before":
+            x = x + self.shift.expand(3, 1, 1)
+        if self.where == "joined before":
+            x = x + torch.cat([x.new_ones(1), self.shift]).sum()
+        features = self.network.forward_head(self.network.forward_features(x))
+        return features + self.shift if self.where == "after" else features
+
+
+def test_a_parameter_of_the_network_itself_that_is_first_used_at_the_end_is_the_heads() -> None:
+    model, groups = grouped(Shifted("after"))
+    assert "timm_model.shift" in groups.head.parameters
+    assert sorted(n for group in groups.groups for n in group.parameters) == sorted(
+        n for n, _ in model.named_parameters()
+    )
+    assert model.training
+
+
+@pytest.mark.parametrize("where", ["before", "joined before", "nowhere"])
+def test_a_parameter_of_the_network_itself_that_is_used_early_or_never_is_refused_by_name(where: str) -> None:
+    with pytest.raises(SourceError, match="Shifted: its authors put parameter 'shift' into no layer group"):
+        grouped(Shifted(where))
 
 
 def test_modules_without_parameters_belong_where_they_lie_or_run() -> None:

@@ -7,10 +7,14 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+import timm
 import torch
+import transformers as hf
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
+from torch.nn.modules.conv import _ConvNd
+from transformers.pytorch_utils import Conv1D
 
 from finetune.transfer.l2sp import Pull, add_gradient, drift, is_regularised, penalty, pull_back
 
@@ -67,7 +71,68 @@ def test_biases_and_normalisation_weights_are_left_out() -> None:
     assert is_regularised("relative_attention_bias.weight", torch.zeros(4, 2))
     assert not is_regularised("attention.r_w_bias", torch.zeros(4, 2))
     assert not is_regularised("bias", torch.zeros(4, 2))
+    assert not is_regularised("attention_biases", torch.zeros(4, 2))
     assert not is_regularised("scale", torch.zeros(()))
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 8), (8, 1, 1), (1, 8, 1, 1), (8, 1), (1, 1)])
+def test_a_vector_laid_out_for_broadcasting_is_a_vector(shape: tuple[int, ...]) -> None:
+    assert not is_regularised("layer_scale.gamma", torch.zeros(shape))
+
+
+@pytest.mark.parametrize("layer", [nn.Linear(8, 1), nn.Linear(1, 8), nn.Conv2d(8, 8, 1, groups=8), nn.Conv2d(8, 1, 1), nn.Conv1d(1, 1, 3), nn.Embedding(1, 8)])  # fmt: skip
+def test_a_kernel_or_matrix_with_one_long_axis_is_no_vector(layer: nn.Module) -> None:
+    assert is_regularised("gate.weight", layer.get_parameter("weight"))
+    assert is_regularised("weight", layer.get_parameter("weight"))
+
+
+_TEXT: dict[str, Any] = {"vocab_size": 11, "num_labels": 1}
+NETWORKS: dict[str, Callable[[], nn.Module]] = {
+    "bert": lambda: hf.BertForSequenceClassification(
+        hf.BertConfig(**_TEXT, hidden_size=8, num_hidden_layers=2, num_attention_heads=2, intermediate_size=12)
+    ),
+    "distilbert": lambda: hf.DistilBertForSequenceClassification(
+        hf.DistilBertConfig(**_TEXT, dim=8, n_layers=2, n_heads=2, hidden_dim=12)
+    ),
+    "gpt2": lambda: hf.GPT2ForSequenceClassification(hf.GPT2Config(**_TEXT, n_embd=8, n_layer=2, n_head=2)),
+    "convnextv2": lambda: hf.ConvNextV2ForImageClassification(
+        hf.ConvNextV2Config(hidden_sizes=[8, 8, 8, 8], depths=[1, 1, 1, 1])
+    ),
+}
+
+# What the penalty leaves out, as the kind of the module that owns it and its last name.
+LEFT_OUT = {
+    "bert": {"Linear.bias", "LayerNorm.weight", "LayerNorm.bias"},
+    "distilbert": {"Linear.bias", "LayerNorm.weight", "LayerNorm.bias"},
+    "gpt2": {"Conv1D.bias", "LayerNorm.weight", "LayerNorm.bias"},
+    "convnextv2": {
+        "Conv2d.bias", "Linear.bias", "LayerNorm.weight", "LayerNorm.bias", "ConvNextV2LayerNorm.weight",
+        "ConvNextV2LayerNorm.bias", "ConvNextV2GRN.weight", "ConvNextV2GRN.bias",
+    },
+    "resnet18": {"BatchNorm2d.weight", "BatchNorm2d.bias", "Linear.bias"},
+    "efficientnet_b0": {"BatchNormAct2d.weight", "BatchNormAct2d.bias", "Conv2d.bias", "Linear.bias"},
+    "resmlp_12_224": {"Affine.alpha", "Affine.beta", "ResBlock.ls1", "ResBlock.ls2", "Conv2d.bias", "Linear.bias"},
+    "nfnet_f0": {"ScaledStdConv2d.gain", "ScaledStdConv2d.bias", "Conv2d.bias", "Linear.bias"},
+    "fastvit_t8": {
+        "BatchNorm2d.weight", "BatchNorm2d.bias", "BatchNormAct2d.weight", "BatchNormAct2d.bias", "Conv2d.bias",
+        "LayerScale2d.gamma", "Linear.bias",
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", LEFT_OUT)
+def test_of_real_networks_exactly_the_matrices_and_kernels_are_pulled(name: str) -> None:
+    with torch.device("meta"):
+        network = NETWORKS[name]() if name in NETWORKS else timm.create_model(name, pretrained=False, num_classes=1)
+    modules = dict(network.named_modules())
+    left, pulled = set(), set()
+    for parameter, value in network.named_parameters():
+        owner, _, own = parameter.rpartition(".")
+        (pulled if is_regularised(parameter, value) else left).add(f"{type(modules[owner]).__name__}.{own}")
+        kernel = own == "weight" and isinstance(modules[owner], nn.Linear | nn.Embedding | _ConvNd | Conv1D)
+        assert is_regularised(parameter, value) == kernel, parameter
+    assert left == LEFT_OUT[name]
+    assert {own.rpartition(".")[2] for own in pulled} == {"weight"}
 
 
 @pytest.mark.parametrize("seed", [0, 1])
