@@ -7,6 +7,7 @@ import tomllib
 from pathlib import Path
 
 from finetune.cli import main
+from finetune.preprocess.image_file import IMAGE_SUFFIXES
 from finetune.recipe import load_recipe
 
 ROOT = Path(__file__).parent.parent
@@ -23,6 +24,13 @@ def test_every_link_of_readme_and_docs_leads_somewhere() -> None:
         for target in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", page.read_text("utf-8")):
             if not target.startswith(("http://", "https://")):
                 assert (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+def test_the_docs_name_every_ending_by_which_images_are_found() -> None:
+    page = (ROOT / "docs" / "data.md").read_text("utf-8")
+    said = re.search(r"images are (.*?) files", page, re.DOTALL)
+    assert said
+    assert set(re.findall(r"`(\.\w+)`", said[1])) == IMAGE_SUFFIXES
 
 
 def test_every_recipe_loads_and_says_its_command() -> None:

@@ -23,7 +23,8 @@ class BackboneSettings(Settings):
     """For a file of bare weights: the timm architecture that they belong to (`tf_efficientnet_lite0`)."""
     rename: Literal["in_order"] | dict[str, str] | None = None
     """For a file of bare weights: how its tensors get the architecture's names. `in_order` pairs both lists one by one; a mapping
-    of regular expressions to replacements is applied to each name in turn. Each tensor must be used once, with its shape."""
+    of regular expressions to replacements is applied to each name in turn. Each tensor must be used once, with its shape; only the
+    whole classifier may be lacking."""
     drop_path: Fraction | None = None
     """Stochastic depth of timm models, the largest share of dropped residual branches; none when absent."""
 
