@@ -16,15 +16,15 @@ from finetune import hardware
 from finetune.errors import DataError
 from finetune.preprocess.image_file import ImageFile, open_image
 
-SIDE = 32  # pixels of the thumbnail's luma
+SIDE = 64  # pixels of the thumbnail's luma
 CHROMA_SIDE = 8
 
 
 @dataclass(frozen=True, slots=True)
 class Picture:
-    """What is kept of a decoded image: about 1.2 KB.
+    """What is kept of a decoded image: about 4.3 KB.
 
-    `identity` is the SHA-256 of size and RGB pixels. `thumbnail` (1152,) uint8 holds 32×32 luma, then 8×8 blue and 8×8 red
+    `identity` is the SHA-256 of size and RGB pixels. `thumbnail` (4224,) uint8 holds 64×64 luma, then 8×8 blue and 8×8 red
     difference. `size` is (width, height), turned as EXIF says; `mode` is the file's own, such as L or CMYK.
     """
 
@@ -59,7 +59,7 @@ def look_at(file: ImageFile, max_pixels: int) -> Picture:
 
 
 def thumbnail(image: Image.Image) -> NDArray[np.uint8]:
-    """Luma and, coarser, colour of an RGB image squeezed into a square, uint8 (1152,)."""
+    """Luma and, coarser, colour of an RGB image squeezed into a square, uint8 (4224,)."""
     # Bilinear with antialiasing is nearly an average over each cell; photographs are first reduced to eight times the side.
     small = image.resize((SIDE, SIDE), Image.Resampling.BILINEAR, reducing_gap=8.0).convert("YCbCr")
     luma, blue, red = small.split()
