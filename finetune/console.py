@@ -19,6 +19,7 @@ from rich.progress import (
 )
 from rich.table import Table
 
+from finetune.report.cautions import cautions
 from finetune.result import Report
 from finetune.train.events import (
     EpochEnded,
@@ -94,10 +95,11 @@ class Console:
         """The result as a small table, and the licence verdict."""
         data, metric = report.data, report.metric
         columns = SPEEDS.get(str(data["run"].get("modality")), LATENCIES)
+        weighted = "row-weighted " if data["audit"].get("weights") else ""
         table = Table(box=None, pad_edge=False, padding=(0, 2), header_style="dim")
         for column in (
             "form",
-            f"{metric} (test{', row-weighted' if data['audit'].get('weights') else ''})",
+            f"{weighted}{metric} (test)",
             "size",
             *columns,
         ):
@@ -124,7 +126,9 @@ class Console:
             value = scores.get(metric)
             value = value.get("value") if isinstance(value, Mapping) else value
             if value is not None:
-                self._console.print(f"baseline {name}: {metric} {value:.4f}", style="dim", markup=False)
+                self._console.print(f"baseline {name}: {weighted}{metric} {value:.4f}", style="dim", markup=False)
+        for caution in cautions(data):
+            self._console.print(f"Note: {caution}.", style="yellow", markup=False)
         self._console.print(data["license"]["sentence"], markup=False)
         self._console.print(
             f"{data['timings_s']['total']:.0f} s; report: {report.bundle / 'report.html'}", style="dim", markup=False

@@ -41,6 +41,9 @@ BOUND_TO_SOURCE: dict[KeyPath, tuple[KeyPath, ...]] = {
     ("data", "source"): (("data", "config"), ("license", "data"), ("card", "dataset_name")),
 }
 
+_NAMED = 4
+"""Keys with further problems that an error names."""
+
 _SEGMENT = re.compile(r"(?P<key>[^\[\]]+)(?P<indices>(\[[0-9]{1,6}\])*)")
 
 
@@ -65,8 +68,8 @@ def load_recipe(path: str | Path, overrides: Sequence[str] | Mapping[str, object
 
     Overrides are `train.batch_size=16` strings, or a mapping of dotted keys to values; they are applied in order before
     validation. Overriding `backbone.name` or `data.source` with another one drops what the file says about the one that
-    it replaces: revision, licence assertion, names for the card. Relative paths inside a recipe are left as written. RecipeError names the first problem in file order,
-    and how many more there are.
+    it replaces: revision, licence assertion, names for the card. Relative paths inside a recipe are left as written. RecipeError
+    tells the first problem in file order, and names the keys of the others.
     """
     document = read_document(Path(path))
     data = document.data
@@ -208,10 +211,15 @@ def _first(found_problems: list[Problem], places: Mapping[KeyPath, _Place]) -> s
     located = sorted((_place_of(problem, places), i) for i, problem in enumerate(found_problems))
     place, index = located[0]
     problem = found_problems[index]
-    more = f" (and {len(located) - 1} more)" if len(located) > 1 else ""
-    return (
-        ": ".join(filter(None, (place.words, shorten(dotted(problem.path), 160), shorten(problem.what, 1000)))) + more
-    )
+    words = ": ".join(filter(None, (place.words, shorten(dotted(problem.path), 160), shorten(problem.what, 1000))))
+    others = [
+        f"{shorten(dotted(found_problems[at].path), 60)} ({other.words if other.override else f'line {other.line}'})"
+        for other, at in located[1:]
+    ]
+    if not others:
+        return words
+    left = f" and {len(others) - _NAMED} more" if len(others) > _NAMED else ""
+    return f"{words}; also wrong: {', '.join(others[:_NAMED])}{left}"
 
 
 def _place_of(problem: Problem, places: Mapping[KeyPath, _Place]) -> _Place:

@@ -10,6 +10,7 @@ from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from finetune.report import language, samples, tables, units, view
+from finetune.report.cautions import cautions
 from finetune.report.kinds import MODALITIES, kind_of, sections, words_of
 from finetune.report.quality import quality
 from finetune.report.samples import ReadFile
@@ -40,6 +41,7 @@ def render_html(report: Mapping[str, Any], read_file: ReadFile | None = None) ->
             noun=MODALITIES[modality],
             words_of_target=words_of(report),
             head=view.headline(report),
+            cautions=cautions(report),
             training=_drawn(view.training(report)),
             quality=_drawn(quality(report, cards)),
             cards=cards,
@@ -56,6 +58,9 @@ def _drawn(values: dict[str, Any]) -> dict[str, Any]:
 
     return {key: Markup(value) if key in _CHARTS else value for key, value in values.items()}
 
+
+_WORDS = {"lp_ft": "LP-FT"}
+"""Names of methods that are no words."""
 
 _CHARTS = (
     "loss",
@@ -108,7 +113,7 @@ def _environment() -> Environment:
         "sentence": _sentence,
         "plural": units.plural,
         "path": _breakable,
-        "words": lambda text: str(text).replace("_", " "),
+        "words": lambda text: _WORDS.get(str(text), str(text).replace("_", " ")),
         "link": _link,
     }
     environment.globals |= {"interval": units.interval, "dash": units.MISSING}

@@ -65,9 +65,12 @@ def counted(numbers: Any, most: int = 4) -> list[str]:
     """The most frequent of some counted things in words: `300x300` of 2,624 rows is "300 × 300 (2,624)"."""
     if not isinstance(numbers, Mapping):
         return []
-    ordered = sorted(numbers.items(), key=lambda pair: -(units.finite(pair[1]) or 0.0))
-    words = [f"{_SIZE.sub(' × ', str(name))} ({units.count(number)})" for name, number in ordered[:most]]
-    return words + ([f"{len(ordered) - most} more"] if len(ordered) > most else [])
+    named = {name: units.finite(number) or 0.0 for name, number in numbers.items() if name != "others"}
+    ordered = sorted(named.items(), key=lambda pair: -pair[1])
+    shown = ordered if len(ordered) == most + 1 and "others" not in numbers else ordered[:most]
+    left = sum(number for _, number in ordered[len(shown) :]) + (units.finite(numbers.get("others")) or 0.0)
+    words = [f"{_SIZE.sub(' × ', str(name))} ({units.count(number)})" for name, number in shown]
+    return words + ([f"others ({units.count(left)})"] if left else [])
 
 
 _SIZE = re.compile(r"(?<=[0-9])\s*[x×]\s*(?=[0-9])")

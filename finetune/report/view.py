@@ -114,6 +114,11 @@ def training(report: Mapping[str, Any]) -> dict[str, Any]:
         "spans": spans,
         "thaws": any(span.thawed and span.start > 0 for span in spans),
         "legend": [(name, colours[name]) for name in reversed(groups)],
+        "drifting": [
+            (name, colours[name])
+            for name in reversed(groups)
+            if any(_positive(at(row, "drift", name)) is not None for row in history)
+        ],
         "loss": charts.epoch_chart(
             f"Training and validation loss over {said}.", spans, loss, units.significant, units.plain, floor=floor
         ),

@@ -146,7 +146,7 @@ MISTAKES = {
     "numbers for label names": (
         "  source: data/news.csv",
         "  source: data/news.csv\n  labels:\n    - 0\n    - 1",
-        ":9: data.labels[0]: expected text, found the number 0; put it in quotes (and 1 more)",
+        ":9: data.labels[0]: expected text, found the number 0; put it in quotes; also wrong: data.labels[1] (line 10)",
     ),
     "shares that do not add up": (
         "    train: 0.8",
@@ -273,7 +273,7 @@ MISTAKES = {
     "several mistakes": (
         "transfer:\n  learning_rate: 2e-4\ntrain:\n  batch_size: 32",
         "transfer:\n  learning_rate: 0\ntrain:\n  bach_size: 32\n  warmup: -1",
-        ":11: transfer.learning_rate: must be greater than 0, found 0 (and 2 more)",
+        ":11: transfer.learning_rate: must be greater than 0, found 0; also wrong: train.bach_size (line 13), train.warmup (line 14)",
     ),
 }
 
