@@ -48,7 +48,7 @@ def _beaten(report: Report, test: Report, metric: str) -> Iterator[str]:
     if sign * value > sign * ours:
         said, other = units.metric(metric, ours), units.metric(metric, value)
         model = BASELINES.get(name, name)
-        yield f"a simple model does better on the test split: {model} has a {title(report, metric)} of {other}, this model {said}"
+        yield f"a simple model does better on the test split: {model}, {title(report, metric)} {other} against {said}"
 
 
 def _unanswered(report: Report, test: Report) -> Iterator[str]:

@@ -27,8 +27,9 @@ def test_a_simple_model_that_does_better_is_named(report: dict[str, Any]) -> Non
     report["metrics"]["test_served"]["accuracy"]["value"] = 0.7
     report["baselines"] = {"majority": {"accuracy": 0.3}, "tfidf_logreg": {"accuracy": {"value": 0.9}}}
     (said,) = cautions(report)
-    assert said.startswith("a simple model does better on the test split: TF-IDF + logistic regression has a")
-    assert said.endswith("of 90.0\u202f%, this model 70.0\u202f%")
+    assert said == (
+        "a simple model does better on the test split: TF-IDF + logistic regression, accuracy 90.0\u202f% against 70.0\u202f%"
+    )
     report["baselines"]["tfidf_logreg"]["accuracy"]["value"] = 0.7
     assert cautions(report) == []  # as good is not better; the page compares them anyway
 
@@ -39,7 +40,7 @@ def test_of_an_error_less_is_better(report: dict[str, Any]) -> None:
     report["baselines"] = {"majority": {"loss": 0.7}}
     assert cautions(report) == []
     report["baselines"]["tfidf_logreg"] = {"loss": 0.3}
-    assert "TF-IDF + logistic regression has a cross-entropy loss of 0.300, this model 0.500" in cautions(report)[0]
+    assert "TF-IDF + logistic regression, cross-entropy loss 0.300 against 0.500" in cautions(report)[0]
 
 
 def test_a_label_that_is_never_answered_is_named(report: dict[str, Any]) -> None:
