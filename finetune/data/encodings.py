@@ -18,11 +18,11 @@ def decode_file(file: DataFile, encoding: str, fallback: list[str] | None = None
     try:
         data = file.path.read_bytes()
     except OSError as error:
-        raise DataError(f"{file.place} cannot be read: {error.strerror or error}") from error
-    return _decode(data, encoding, file.place, fallback)
+        raise DataError(f"{file.name} cannot be read: {error.strerror or error}; check its permissions") from error
+    return _decode(data, encoding, file, fallback)
 
 
-def _decode(data: bytes, encoding: str, place: str, fallback: list[str] | None) -> str:
+def _decode(data: bytes, encoding: str, file: DataFile, fallback: list[str] | None) -> str:
     failure: tuple[UnicodeDecodeError, int] | None = None
     names = [name.strip() for name in encoding.split(",")]
     for name in names:
@@ -37,13 +37,13 @@ def _decode(data: bytes, encoding: str, place: str, fallback: list[str] | None) 
             failure = failure or (error, skip + error.start)
             continue
         except UnicodeError as error:  # UTF-16 without a byte order mark, for one
-            raise DataError(f"{place} cannot be decoded as {name}: {error}; set data.encoding") from error
+            raise DataError(f"{file.name} cannot be decoded as {name}: {error}; set data.encoding") from error
         if failure is not None and fallback is not None:
-            fallback.append(place)
+            fallback.append(file.place)
         return text
     assert failure is not None, "an encoding either decodes or fails"
     advice = f"{names[0]},cp1252" if len(names) == 1 else "one that fits"
     raise DataError(
-        f"{place} is not valid {' or '.join(names)} (byte {data[failure[1]]:#04x} at offset {failure[1]}); "
+        f"{file.name} is not valid {' or '.join(names)} (byte {data[failure[1]]:#04x} at offset {failure[1]}); "
         f"convert the file, or set data.encoding (encodings separated by commas are tried in turn: {advice})"
     ) from failure[0]

@@ -30,8 +30,12 @@ def image_root(settings: DataSettings) -> Path | None:
     root = settings.image_root
     if root is None:
         return None
-    path = find_source(root, kind="dataset").path if root.startswith("package:") else Path(root).expanduser()
-    if path is None or not path.is_dir():
+    try:
+        path = find_source(root, kind="dataset").path if root.startswith("package:") else Path(root).expanduser()
+        found = path is not None and path.is_dir()
+    except (OSError, RuntimeError):  # a folder that we may not enter, the home folder of nobody
+        found = False
+    if not found:
         raise DataError(f"data.image_root: '{root}' is no folder; give the folder that the images' paths start from")
     return path
 
@@ -111,17 +115,26 @@ def describe_images(images: Sequence[Input], identities: Sequence[str], examined
     }
 
 
-def judge_unreadable(reasons: Sequence[str], rows: int, settings: DataSettings, which: str = "images") -> list[str]:
-    """A warning that names unreadable images, or DataError when the recipe refuses them or none is left."""
+def judge_unreadable(
+    reasons: Sequence[str], images: Sequence[Input], settings: DataSettings, which: str = "images"
+) -> list[str]:
+    """A warning that names those of the images that are unreadable, or DataError when the recipe refuses them or none is left."""
     if not reasons:
         return []
     shown = ", ".join(reason.partition("; ")[0] for reason in reasons[:3])
-    text = f"{len(reasons)} of {rows} {which} cannot be read: {shown}{', …' if len(reasons) > 3 else ''}"
-    if len(reasons) == rows:
-        raise DataError(f"{text}; check data.image_column and data.image_root")
+    text = f"{len(reasons)} of {len(images)} {which} cannot be read: {shown}{', …' if len(reasons) > 3 else ''}"
+    tabled = not all(map(_of_class_folder, _files(images)))
+    if len(reasons) == len(images):
+        raise DataError(f"{text}; {'check data.image_column and data.image_root' if tabled else 'replace them'}")
     if settings.unreadable == "refuse":
-        raise DataError(f"{text}; mend or remove them, check data.image_root, or set data.unreadable to skip")
+        also = " check data.image_root," if tabled else ""
+        raise DataError(f"{text}; mend or remove them,{also} or set data.unreadable to skip")
     return [f"{text}; their rows are left out"]
+
+
+def _of_class_folder(file: ImageFile) -> bool:
+    """Whether a file's place is its folder and name; an image of a table is placed by its row."""
+    return file.path is not None and file.path.parts[-2:] == Path(file.place).parts
 
 
 def glance_at_images(images: Sequence[Input], settings: DataSettings) -> list[str]:
@@ -132,13 +145,15 @@ def glance_at_images(images: Sequence[Input], settings: DataSettings) -> list[st
     files = _files(images)
     looked_for = _spread(files, _LOOKED_FOR)
     absent = [absence(file) for file in looked_for]
-    notes = judge_unreadable([reason for reason in absent if reason is not None], len(looked_for), settings)
+    notes = judge_unreadable([reason for reason in absent if reason is not None], looked_for, settings)
     there = [file for file, reason in zip(looked_for, absent, strict=True) if reason is None]
-    started, reasons, opened = time.perf_counter(), [], 0
+    started = time.perf_counter()
+    reasons: list[str] = []
+    opened: list[ImageFile] = []
     for file in _spread(there, _OPENED):
         if time.perf_counter() - started > _OPENING_SECONDS:
             break
-        opened += 1
+        opened.append(file)
         try:
             open_image(file, settings.max_pixels)
         except DataError as error:

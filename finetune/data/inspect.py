@@ -9,9 +9,8 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
-from finetune.data.labels import refuse_single_rows
+from finetune.data.labels import refuse_limit, refuse_single_rows
 from finetune.data.layout import DataFile, Layout
 from finetune.data.load import POOL, local_layout, refuse_format, split_origins, wanted_tables
 from finetune.data.read import Reading, fields_of, read_rows, reading_of, refuse_misplaced
@@ -56,16 +55,14 @@ def inspect_data(
     tables: dict[str, Rows | Layout | None] = {}
     for role in wanted:
         origin = origins.get(role, source)
-        path = origin.path if isinstance(origin, Source) else None
-        tables[role] = None if path is None else _look(reading, settings, path, () if role in origins else exclude)
+        path, called = (origin.path, origin.name) if isinstance(origin, Source) else (None, None)
+        shut = () if role in origins else exclude
+        tables[role] = None if path is None else _look(reading, local_layout(reading, settings, path, shut, called))
     return _conclude(reading, settings, tables)
 
 
-def _look(
-    reading: Reading, settings: DataSettings, path: Path, exclude: list[Path] | tuple[Path, ...]
-) -> Rows | Layout:
+def _look(reading: Reading, layout: Layout) -> Rows | Layout:
     """The rows of a small source; the checked layout of a large one."""
-    layout = local_layout(reading, settings, path, exclude)
     opened = layout.files if layout.format != "folder" or reading.modality.opens_class_files else ()
     if sum(file.path.stat().st_size for file in opened) <= READ_WHOLE_BYTES:
         return read_rows(layout, reading)
@@ -73,9 +70,9 @@ def _look(
     for file in layout.files:
         if layout.format == "parquet":
             with open_parquet(file) as table:
-                require_columns(table.schema_arrow.names, reading.columns, file.place)
+                require_columns(table.schema_arrow.names, reading.columns, file.name)
         elif layout.format in DELIMITER_OF_FORMAT:
-            require_columns(_header(file, layout.format, reading), reading.columns, file.place)
+            require_columns(_header(file, layout.format, reading), reading.columns, file.name)
     return layout
 
 
@@ -95,7 +92,7 @@ def _header(file: DataFile, kind: str, reading: Reading) -> list[str]:
     except LookupError:
         raise DataError(f"data.encoding: '{name}' is no text encoding; use for example utf-8 or cp1252") from None
     except (UnicodeError, csv.Error) as error:
-        raise DataError(f"the header of {file.place} cannot be read ({error}); check data.encoding") from error
+        raise DataError(f"the header of {file.name} cannot be read ({error}); check data.encoding") from error
 
 
 def _conclude(reading: Reading, settings: DataSettings, tables: Mapping[str, Rows | Layout | None]) -> Inspection:
@@ -116,8 +113,14 @@ def _conclude(reading: Reading, settings: DataSettings, tables: Mapping[str, Row
     labels = map_labels(reading.labelling, raw, places, settings.label_map)
     map_weights([weight for rows in read.values() for weight in rows.weights], places, settings.weight_map)
     names, _ = name_labels(reading.labelling, labels, places, settings, None)
-    if settings.splits.stratify and settings.stratify_by is None and reading.labelling.every_split and POOL in read:
-        refuse_single_rows(Counter(map(str, _of_pool(read, labels))), limited=False)
+    by_label = settings.splits.stratify and settings.stratify_by is None and reading.labelling.every_split
+    if by_label and POOL in read:
+        refuse_single_rows(Counter(map(str, _of_pool(read, labels))))
+    if settings.limit is not None and set(read) == {POOL}:
+        inputs = read[POOL].inputs
+        used = [label for label, item in zip(labels, inputs, strict=True) if not reading.modality.is_empty(item)]
+        strata = Counter(used) if by_label else None
+        refuse_limit(settings.limit, len(used), strata)
     return Inspection(columns, names, len(labels), tuple(notes))
 
 

@@ -122,11 +122,10 @@ def as_unicode(text: str, place: str, what: str) -> str:
 
 def refuse_fractions(labels: Sequence[RawLabel], places: Sequence[str], column: str) -> None:
     """CSV has no types: labels that are all numbers but not all whole are measurements, not classes."""
-    found = sorted({str(label) for label in labels})
-    numbers = [as_number(label) for label in found]
-    if any(number is None for number in numbers):
+    numbers = {str(label): as_number(label) for label in labels}  # in the order of the rows
+    if any(number is None for number in numbers.values()):
         return
-    fractions = [label for label, value in zip(found, numbers) if "." in label or not float(value or 0).is_integer()]
+    fractions = [label for label, value in numbers.items() if "." in label or not float(value or 0).is_integer()]
     if fractions:
         first = fractions[0]
         raise DataError(

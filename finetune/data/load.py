@@ -66,11 +66,11 @@ def load_tables(task: TaskSpec, settings: DataSettings, source: Source, named: M
     for role in wanted:
         origin = origins.get(role)
         if isinstance(origin, Source) and origin.path is not None:
-            rows[role] = read_local(reading, settings, origin.path)
+            rows[role] = read_local(reading, settings, origin.path, called=origin.name)
         elif hub is not None:
             rows[role] = _hub_rows(reading, source, hub, origin if isinstance(origin, str) else None)
         elif source.path is not None and origin is None:
-            rows[role] = read_local(reading, settings, source.path, paths)
+            rows[role] = read_local(reading, settings, source.path, paths, source.name)
         else:
             raise SourceError(f"data.splits.{role}: '{wanted[role]}' is not a local file or folder of {source.name}")
     return Tables(rows, shares)
@@ -96,15 +96,20 @@ def split_origins(wanted: Mapping[str, str | None], named: Mapping[str, Source |
     return origins
 
 
-def read_local(reading: Reading, settings: DataSettings, path: Path, exclude: Collection[Path] = ()) -> Rows:
-    """The rows of a local file or folder, in a fixed order; `exclude` are paths that belong to other splits."""
-    return read_rows(local_layout(reading, settings, path, exclude), reading)
+def read_local(
+    reading: Reading, settings: DataSettings, path: Path, exclude: Collection[Path] = (), called: str | None = None
+) -> Rows:
+    """The rows of a local file or folder, in a fixed order; `exclude` are paths that belong to other splits, `called` is how the
+    user wrote the path."""
+    return read_rows(local_layout(reading, settings, path, exclude, called), reading)
 
 
-def local_layout(reading: Reading, settings: DataSettings, path: Path, exclude: Collection[Path] = ()) -> Layout:
+def local_layout(
+    reading: Reading, settings: DataSettings, path: Path, exclude: Collection[Path] = (), called: str | None = None
+) -> Layout:
     """Which files a local file or folder is read from."""
     wanted = "auto" if settings.format == "hub" else settings.format
-    return find_layout(path, wanted, exclude, reading.modality.class_files)
+    return find_layout(path, wanted, exclude, reading.modality.class_files, called)
 
 
 def _needs_hub(source: Source, origins: Mapping[str, Source | str], wanted: Mapping[str, str | None]) -> bool:
@@ -171,7 +176,7 @@ def _table_rows(reading: Reading, table: Any, name: str, notes: tuple[str, ...])
             row = {column: _named(cell, names[column]) for column, cell in zip(batch, cells, strict=True)}
             rows.add(columns.pick(row, f"{name}:{number}"), reading.root)
     if not rows.labels:
-        raise DataError(f"{name} holds no rows")
+        raise DataError(f"{name} holds no rows; name another split under data.splits, or give another data.source")
     order = names[columns.labels[0]] if len(columns.labels) == 1 else None
     return rows.rows(notes, tuple(order) if order else None)
 

@@ -126,7 +126,8 @@ def _without_empty(pile: Pile, modality: Modality, settings: DataSettings) -> tu
         keys = " and ".join(f"data.{key}" for key, _ in modality.columns(settings))
         raise DataError(f"every {modality.noun} is empty, from {pile.places[0]} on; check {keys}")
     shown = ", ".join(pile.places[row] for row in empty[:3])
-    said = f"{len(empty)} rows have an empty {modality.noun} and were dropped: {shown}"
+    have, were = ("row has", "was") if len(empty) == 1 else ("rows have", "were")
+    said = f"{len(empty)} {have} an empty {modality.noun} and {were} dropped: {shown}"
     return pile.without(empty), len(empty), [said]
 
 
@@ -139,7 +140,7 @@ def _sample(pile: Pile, modality: Modality, labelling: Labelling, limit: int, se
 
 def _examine(pile: Pile, modality: Modality, settings: DataSettings, seed: int) -> tuple[Pile, Examined, list[str]]:
     examined = modality.examine(pile.inputs, settings)
-    said = judge_unreadable(list(examined.reasons.values()), len(pile), settings)
+    said = judge_unreadable(list(examined.reasons.values()), pile.inputs, settings)
     pile = pile.without(examined.reasons)
     identities = tuple(identity for identity in examined.identities if identity is not None)
     keys = tuple(text_key(identity, seed) for identity in identities)
@@ -166,7 +167,8 @@ def _judge_conflicts(pile: Pile, conflicts: Sequence[Sequence[int]], audit: Audi
     a = conflicts[0][0]
     b = next(row for row in conflicts[0] if pile.labels[row] != pile.labels[a])
     example = " and ".join(f"{pile.places[row]} ({_spelled(pile.labels[row])})" for row in (a, b))
-    text = f"{len(conflicts)} {noun}s carry different labels in different rows, such as {example}"
+    carry = f"{noun} carries" if len(conflicts) == 1 else f"{noun}s carry"
+    text = f"{len(conflicts)} {carry} different labels in different rows, such as {example}"
     if audit.conflicts == "refuse":
         raise DataError(f"{text}; mend the labels, or set data.audit.conflicts to drop or warn")
     rows = sum(len(group) for group in conflicts)

@@ -41,13 +41,16 @@ def prepare_data(
     cleaned = clean(pile_of(tables), modality, labelling, settings, seed)
     pile, examined = cleaned.pile, cleaned.examined
     declared = next((rows.label_order for rows in tables.rows.values() if rows.label_order), None)
-    names, index = name_labels(labelling, pile.labels, pile.places, settings, declared)
+    # The sample of data.limit is then why something is lacking; without it the rows themselves are.
+    limit = settings.limit if settings.limit is not None and settings.limit < cleaned.facts["rows"] else None
+    names, index = name_labels(labelling, pile.labels, pile.places, settings, declared, limited=limit is not None)
     labels = labelling.array(pile.labels, (names, index))
     weights = np.array(pile.weights, dtype=np.float64) if pile.weights else None
     duplicates = find_duplicates(pile.identities, lambda distinct: modality.near(distinct, examined, settings))
-    splits = _splits(pile, labels, labelling, duplicates, tables, settings)
-    _refuse_empty(splits, duplicates, cleaned.facts["dropped_duplicates"], divided=not tables.named)
-    _refuse_untrained(pile, labelling, splits, strict=tables.named)
+    splits = _splits(pile, labels, labelling, duplicates, tables, settings, limit)
+    mend = "add rows" if limit is None else f"raise data.limit, which takes {limit} rows,"
+    _refuse_empty(splits, duplicates, cleaned.facts["dropped_duplicates"], mend, divided=not tables.named)
+    _refuse_untrained(pile, labelling, splits, mend, strict=tables.named)
 
     described = _describe(labelling, labels, names, splits)
     leaks = describe_leaks(duplicates, splits, pile.places)
@@ -83,6 +86,7 @@ def _splits(
     duplicates: Duplicates,
     tables: Tables,
     settings: DataSettings,
+    limit: int | None,
 ) -> list[str]:
     """The split of every row: a named table is its own split, the pool is divided by shares."""
     splits = list(pile.roles)
@@ -91,7 +95,7 @@ def _splits(
         return splits
     by_label = settings.splits.stratify and not pile.strata
     if by_label and labelling.every_split:
-        refuse_single_rows(Counter(str(pile.labels[row]) for row in pool), settings.limit is not None)
+        refuse_single_rows(Counter(str(pile.labels[row]) for row in pool), limit)
     assigned = assign_splits(
         [pile.keys[row] for row in pool],
         [duplicates.groups[row] for row in pool],
@@ -137,7 +141,7 @@ def _describe(
     return described
 
 
-def _refuse_empty(splits: Sequence[str], duplicates: Duplicates, dropped: int, *, divided: bool) -> None:
+def _refuse_empty(splits: Sequence[str], duplicates: Duplicates, dropped: int, mend: str, *, divided: bool) -> None:
     """Every split needs rows. Where rows that repeat one another cannot be divided, adding such rows would not help."""
     groups = len(set(duplicates.groups))
     for split in SPLITS:
@@ -148,19 +152,21 @@ def _refuse_empty(splits: Sequence[str], duplicates: Duplicates, dropped: int, *
                 f"the {split} split has no rows, because of {len(splits) + dropped} rows only {groups} differ enough to be told apart, and "
                 "duplicates are dropped or stay in one split; add rows that differ"
             )
-        raise DataError(f"the {split} split has no rows; add rows or change data.splits")
+        raise DataError(f"the {split} split has no rows; {mend} or change data.splits")
 
 
-def _refuse_untrained(pile: Pile, labelling: Labelling, splits: Sequence[str], *, strict: bool) -> None:
+def _refuse_untrained(pile: Pile, labelling: Labelling, splits: Sequence[str], mend: str, *, strict: bool) -> None:
     """With named splits, a label that only later splits have is a mistake in them."""
     trained = {label for label, split in zip(pile.labels, splits, strict=True) if split == "train"}
     known = {name for label in trained for name in labelling.members(label)}
     for label, split, place in zip(pile.labels, splits, pile.places, strict=True):
         new = sorted(set(labelling.members(label)) - known) if strict else ()
         if new:
-            raise DataError(f"{place}: no training row has the label '{new[0]}' of the {split} split; mend data.splits")
+            raise DataError(
+                f"{place}: no training row has the label '{new[0]}' of the {split} split; {mend} or mend data.splits"
+            )
     if labelling.varied and len(trained) < 2:
-        raise DataError("the training split has one label only; add rows or set data.splits.stratify to true")
+        raise DataError(f"the training split has one label only; {mend} or set data.splits.stratify to true")
 
 
 def _judge_leaks(leaks: Mapping[str, Any], audit: AuditSettings) -> list[str]:

@@ -129,8 +129,9 @@ def read_rows(layout: Layout, reading: Reading) -> Rows:
         for record in table.records:
             rows.add(record, reading.root or file.path.parent)
     if not rows.labels:
-        needed = f"a {reading.modality.noun}" + (" and a label" if reading.columns.labels else "")
-        raise DataError(f"{layout.files[0].place} holds no rows; give a table with {needed} in every row")
+        noun = reading.modality.noun
+        needed = f"{'an' if noun[0] in 'aeiou' else 'a'} {noun}" + (" and a label" if reading.columns.labels else "")
+        raise DataError(f"{layout.files[0].name} holds no rows; give a table with {needed} in every row")
     if layout.format in DELIMITER_OF_FORMAT and reading.labelling.one_type and not reading.rules.mapped:
         refuse_fractions(rows.labels, rows.places, reading.columns.labels[0])
     notes = layout.notes
@@ -144,7 +145,7 @@ def read_rows(layout: Layout, reading: Reading) -> Rows:
 
 def refuse_misplaced(layout: Layout, reading: Reading) -> None:
     """DataError for words of the recipe that mean nothing in a layout, and would be passed over in silence."""
-    place = layout.files[0].place if layout.format != "folder" else layout.files[0].root.name
+    place = layout.files[0].name if layout.format != "folder" else layout.called
     if layout.format not in DELIMITER_OF_FORMAT:
         for key, value in (("delimiter", reading.delimiter), ("columns", reading.header)):
             if value is not None:

@@ -110,6 +110,18 @@ def _serve_everyone(chosen: dict[str, list[_Group]], left: list[_Group]) -> None
             chosen[split].append(smallest)
 
 
+def least_sample(sizes: Sequence[int], splits: int) -> int:
+    """The smallest `limit` with which `sample_rows`, by strata of these sizes and with the luckiest keys, leaves two rows to
+    every stratum and `splits` rows to one: with fewer a split has no row of any stratum, or training none of some."""
+
+    def before(rank: int, size: int) -> int:
+        """Rows whose share of their stratum, rank / size, is smaller."""
+        return sum(-(-rank * other // size) for other in sizes)
+
+    rarest, most = min(sizes), max(sizes)
+    return max(before(1, rarest) + list(sizes).count(rarest), before(splits - 1, most) + 1)
+
+
 def sample_rows(keys: Sequence[int], strata: Sequence[object], limit: int) -> list[int]:
     """At most `limit` row numbers in their old order: a seeded sample in which every stratum keeps its share.
 

@@ -87,8 +87,9 @@ def require_columns(names: Sequence[str], columns: Columns, place: str, otherwis
         found = list(names).count(name)
         if found == 0:
             there = ", ".join(n or "(unnamed)" for n in names)
-            hint = nearest(name, names) if len(names) > 1 else ""
-            hint = hint if hint.startswith("; did") else ""
+            meant = nearest(name, names) if len(names) > 1 else ""
+            there += meant if meant.startswith("; did") else ""
+            hint = ""
             if len(names) == 1 and any(character in names[0] for character in ";\t ,"):
                 hint = "; the fields seem to be separated by something else than the format says (csv: commas, tsv: tabs), so set data.delimiter"
             raise DataError(f"{place} has no column '{name}' (its columns: {there}){hint}; set data.{key}{otherwise}")
@@ -103,12 +104,12 @@ def read_csv(file: DataFile, fields: Fields, columns: Columns, encoding: str, fa
     if fields.names is None:
         _, first = next(lines, (0, None))
         if first is None:
-            raise DataError(f"{file.place} is empty; it needs a header line with the column names")
+            raise DataError(f"{file.name} is empty; it needs a header line with the column names")
         header = tuple(name.strip() for name in first)
     else:
         header = fields.names
     otherwise = "" if fields.names else ", or data.columns if the file has no header line"
-    require_columns(header, columns, file.place, otherwise)
+    require_columns(header, columns, file.name, otherwise)
     return Table(header, _csv_records(lines, header, columns, file.place, fields))
 
 
@@ -167,7 +168,7 @@ def read_jsonl(file: DataFile, columns: Columns) -> Table:
     lines = ((f"{file.place}:{n}", line) for n, line in enumerate(decode_file(file, "utf-8").split("\n"), start=1))
     rows = [(place, _json_object(line, place)) for place, line in lines if line.strip()]
     if not rows:
-        raise DataError(f"{file.place} is empty; it needs one JSON object per line")
+        raise DataError(f"{file.name} is empty; it needs one JSON object per line")
     for number, (place, record) in enumerate(rows):
         # A row without an input counts as one with an empty input, unless the first one lacks it: then the name is wrong.
         needed = [name for _, name in columns.by_key[0 if number == 0 else len(columns.inputs) :]]
@@ -192,7 +193,7 @@ def read_parquet(file: DataFile, columns: Columns) -> Table:
     """A Parquet file's rows, numbered from 1; only the columns that are needed are read."""
     with open_parquet(file) as table:
         names = tuple(table.schema_arrow.names)
-    require_columns(names, columns, file.place)
+    require_columns(names, columns, file.name)
     return Table(names, _parquet_records(file, columns))
 
 
@@ -212,8 +213,10 @@ def open_parquet(file: DataFile) -> Any:
         import pyarrow as pa
         import pyarrow.parquet as pq
     except ImportError as error:
-        raise DataError(f"{file.place}: reading Parquet needs pyarrow; install the extra 'parquet'") from error
+        raise DataError(f"{file.name}: reading Parquet needs pyarrow; install the extra 'parquet'") from error
     try:
         return pq.ParquetFile(file.path)
     except (pa.ArrowException, OSError) as error:
-        raise DataError(f"{file.place} is not a readable Parquet file ({str(error).splitlines()[0]})") from error
+        raise DataError(
+            f"{file.name} is not a readable Parquet file ({str(error).splitlines()[0]}); check how it was written"
+        ) from error

@@ -24,7 +24,7 @@ from finetune.data.balance import (
     value_warnings,
 )
 from finetune.data.label_cells import LabelRules, ReadLabel, label_set, number, one_label
-from finetune.data.labels import resolve_labels
+from finetune.data.labels import CHECK, resolve_labels
 from finetune.data.rows import RawLabel
 from finetune.data.value_map import ValueMap
 from finetune.errors import DataError
@@ -32,7 +32,10 @@ from finetune.recipe.types import DataSettings
 
 _BINS = 10  # quantile bins of a regression's label
 _ROWS_PER_BIN = 20  # fewer would leave a 10 % split with a row or two of a bin
-_ONE_LABEL = "the only label of any row is '{}'; a multi-label task needs at least two"
+_ONE_LABEL = (
+    "the only label of any row is '{}'; a multi-label task needs at least two, so add rows with another, or check "
+    "data.label_column, data.label_columns and data.label_separator"
+)
 
 Found = Mapping[str, str]  # label → the first place that has it
 Names = tuple[tuple[str, ...], dict[str, int]]  # names in index order, and the index of every label that occurs
@@ -103,12 +106,22 @@ def name_labels(
     places: Sequence[str],
     settings: DataSettings,
     declared: Sequence[str] | None,
+    limited: bool = False,
 ) -> Names:
-    """Label names in index order for rows whose values are mapped already; `declared` is the order of a ClassLabel."""
+    """Label names in index order for rows whose values are mapped already; `declared` is the order of a ClassLabel.
+
+    limited: whether data.limit took the rows from more, so that it may be why labels are lacking.
+    """
     found: dict[str, str] = {}
     for label, place in zip(labels, places, strict=True):
         for name in labelling.members(label):
             found.setdefault(name, place)
+    if limited and labelling.varied and (len(set(labels)) == 1 or len(found) == 1):
+        shown = "', '".join(found) or labels[0]
+        raise DataError(
+            f"data.limit is {settings.limit}, so every row that it takes has the label '{shown}' and there is nothing to learn; "
+            "raise it or remove it"
+        )
     if declared is not None and not set(found) <= set(declared):
         declared = None
     return labelling.names(found, labels, settings, declared)
@@ -117,14 +130,16 @@ def name_labels(
 def _single_names(
     found: Found, labels: Sequence[RawLabel], settings: DataSettings, declared: Sequence[str] | None
 ) -> Names:
-    return resolve_labels(found, settings.labels, declared)
+    return resolve_labels(found, settings.labels, declared, where=f"{settings.source}: ")
 
 
 def _set_names(
     found: Found, labels: Sequence[RawLabel], settings: DataSettings, declared: Sequence[str] | None
 ) -> Names:
     if not found:
-        raise DataError("no row has any label; check data.label_column, data.label_columns and data.label_separator")
+        raise DataError(
+            f"{settings.source}: no row has any label; check data.label_column, data.label_columns and data.label_separator"
+        )
     if settings.label_columns is not None:
         names = settings.label_map or {}
         columns = tuple(dict.fromkeys(names.get(column, column) for column in settings.label_columns))
@@ -132,14 +147,16 @@ def _set_names(
             if column not in found:
                 raise DataError(f"no row has a 1 for the label '{column}' of data.label_columns; remove it or add rows")
         declared = columns
-    return resolve_labels(found, settings.labels, declared, _ONE_LABEL)
+    return resolve_labels(found, settings.labels, declared, _ONE_LABEL, f"{settings.source}: ")
 
 
 def _no_names(
     found: Found, labels: Sequence[RawLabel], settings: DataSettings, declared: Sequence[str] | None
 ) -> Names:
     if len(set(labels)) == 1:
-        raise DataError(f"every row has the label {labels[0]!r}; a regression needs values that differ")
+        raise DataError(
+            f"{settings.source}: every row has the label {labels[0]!r}; a regression needs values that differ, {CHECK}"
+        )
     return (), {}
 
 

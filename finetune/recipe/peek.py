@@ -1,22 +1,18 @@
-"""A cheap look at a data path, to fill in a starter recipe: layout, columns, labels. Reads at most the first 256 KiB.
+"""A cheap look at a data path, to fill in a starter recipe: layout, columns, labels.
 
-Only the standard library, and pyarrow for Parquet, imported when needed. What the look says is a guess to be checked by
-the user; what a run really reads is the business of `finetune.data`.
+Of a table the first rows are read. What the look says is a guess to be checked by the user; what a run really reads is the business
+of `finetune.data`.
 """
 
 from __future__ import annotations
 
-import codecs
-import csv
-import io
-import json
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 from finetune.errors import DataError, nearest
 from finetune.preprocess.image_file import IMAGE_SUFFIXES
+from finetune.recipe.first_rows import IMAGE_NAMES, LABEL_NAMES, TEXT_NAMES, Row, Table, first_rows, is_image
 
 FORMATS = {".csv": "csv", ".tsv": "tsv", ".jsonl": "jsonl", ".ndjson": "jsonl", ".parquet": "parquet"}
 SPLIT_NAMES = {
@@ -24,23 +20,16 @@ SPLIT_NAMES = {
     **dict.fromkeys(("validation", "valid", "val", "dev"), "validation"),
     **dict.fromkeys(("test", "testing", "eval"), "test"),
 }
-TEXT_NAMES = ("text", "sentence", "review", "content", "body", "document", "message", "comment", "utterance", "tweet",
-              "article", "question", "query", "description", "title", "headline")  # fmt: skip
-IMAGE_NAMES = ("image", "img", "picture", "photo", "file", "filename", "file_name", "path", "filepath", "image_path")
-LABEL_NAMES = ("label", "labels", "category", "class", "target", "sentiment", "topic", "intent", "rating", "stars",
-               "score", "tag", "y", "label_text")  # fmt: skip
-_BYTES = 256 * 1024
-_ROWS = 500
 _MOST_LABELS = 200
-
-Row = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
 class Look:
     """What a data path seems to hold: texts or images (`modality`), in `input_column` of a table.
 
-    `splits` maps train, validation, test to paths when the user has separate tables.
+    `splits` maps train, validation, test to paths when the user has separate tables. `delimiter` is a word of
+    data.delimiter where the format does not say it. `first_row` is what stands where a header line should: the columns then
+    have names that are made up.
     """
 
     format: str
@@ -50,6 +39,8 @@ class Look:
     input_column: str | None = None
     label_column: str | None = None
     encoding: str = "utf-8"
+    delimiter: str | None = None
+    first_row: tuple[str, ...] = ()
     splits: Mapping[str, Path] = field(default_factory=dict)
 
 
@@ -59,10 +50,7 @@ def look_at(path: Path, input_column: str | None = None, label_column: str | Non
         return _look_at_table(path, input_column, label_column)
     if not path.is_dir():
         raise DataError(f"{path}: no such file or folder; check the path")
-    try:
-        entries = [entry for entry in sorted(path.iterdir()) if not entry.name.startswith(".")]
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror}); check its permissions") from error
+    entries = _listed(path)
     splits = _splits(entries)
     if "train" in splits:
         first = look_at(splits["train"], input_column, label_column)
@@ -71,17 +59,50 @@ def look_at(path: Path, input_column: str | None = None, label_column: str | Non
         classes = [entry for entry in entries if entry.is_dir() and _holds(entry, suffixes)]
         if len(classes) >= 2:
             return Look(format="folder", modality=modality, labels=tuple(entry.name for entry in classes))
+    raise _no_data(path, entries)
+
+
+def _no_data(path: Path, entries: Sequence[Path]) -> DataError:
+    """Say what a folder holds instead of class folders or tables for the splits, and what to do about it."""
     tables = [entry for entry in entries if entry.suffix.lower() in FORMATS]
     if len(tables) == 1:
-        raise DataError(f"{path}: holds one table; name the file itself: {tables[0]}")
-    raise DataError(
+        return DataError(f"{path}: holds one table; name the file itself: {tables[0]}")
+    if tables:
+        return DataError(
+            f"{path}: holds {len(tables)} tables; name one of them, or call them train, validation and test"
+        )
+    suffixes = (".txt", *IMAGE_SUFFIXES)
+    folders = [entry for entry in entries if entry.is_dir()]
+    classes = [entry for entry in folders if _holds(entry, suffixes)]
+    if classes:
+        return DataError(
+            f"{path}: holds one class folder with .txt files or images, {classes[0].name}, and a classifier needs at least "
+            "two labels; add a folder for each of the others"
+        )
+    if any(entry.suffix.lower() in suffixes for entry in entries):
+        return DataError(
+            f"{path}: holds .txt files or images, but no class folders; move those of each label into a folder of its name, "
+            "or name a table that has the label of each"
+        )
+    for folder in folders:
+        if any(entry.is_dir() and _holds(entry, suffixes) for entry in _listed(folder)):
+            return DataError(f"{path}: holds no class folders, but {folder} does; name that folder")
+    return DataError(
         f"{path}: neither two class folders with .txt files or images nor tables named train, validation, test; "
         "arrange it so, or name one CSV, TSV, JSON lines or Parquet file"
     )
 
 
+def _listed(folder: Path) -> list[Path]:
+    """What a folder holds, but for hidden files."""
+    try:
+        return [entry for entry in sorted(folder.iterdir()) if not entry.name.startswith(".")]
+    except OSError as error:
+        raise DataError(f"{folder}: cannot be read ({error.strerror}); check its permissions") from error
+
+
 def _holds(folder: Path, suffixes: Collection[str]) -> bool:
-    return any(entry.suffix.lower() in suffixes for entry in folder.iterdir())
+    return any(entry.suffix.lower() in suffixes for entry in _listed(folder))
 
 
 def _splits(entries: Sequence[Path]) -> dict[str, Path]:
@@ -100,18 +121,42 @@ def _look_at_table(path: Path, input_column: str | None, label_column: str | Non
     kind = FORMATS.get(path.suffix.lower())
     if kind is None:
         raise DataError(f"{path}: unknown kind of file '{path.suffix}'; give a .csv, .tsv, .jsonl or .parquet file")
-    encoding = "utf-8"
-    if kind == "parquet":
-        rows = _parquet_rows(path)
-    else:
-        text, encoding = _beginning(path)
-        rows = _json_rows(path, text) if kind == "jsonl" else _csv_rows(path, text, "," if kind == "csv" else "\t")
+    table = first_rows(path, kind)
+    rows, columns = table.rows, table.columns
     if not rows:
-        raise DataError(f"{path}: no rows; a classifier needs a column of texts and a column of labels")
-    columns = tuple(rows[0])
+        there = f", only the header line ({', '.join(columns)})" if columns else ""
+        raise DataError(
+            f"{path}: no rows{there}; give a table with a text or a picture's path, and a label, in every row"
+        )
+    if table.first_row:
+        return _named_columns(
+            _guess(path, kind, table, *_positions(table, input_column, label_column)), input_column, label_column
+        )
     for column in filter(None, (input_column, label_column)):
         if column not in columns:
             raise DataError(f"{path}: no column '{column}'{nearest(column, columns)}")
+    return _guess(path, kind, table, input_column, label_column)
+
+
+def _positions(table: Table, *cells: str | None) -> list[str | None]:
+    """The columns whose first cells these are, where the user took the first row for a header; else None, to be guessed."""
+    at = dict(zip(reversed(table.first_row), reversed(table.columns), strict=True))
+    return [at.get(cell) if cell is not None else None for cell in cells]
+
+
+def _named_columns(look: Look, input_column: str | None, label_column: str | None) -> Look:
+    """The look at a table without header, its columns called what the user calls them, or what the recipe does by default."""
+    given = [name if name not in look.first_row else None for name in (input_column, label_column)]
+    names = {look.input_column: given[0] or look.modality, look.label_column: given[1] or "label"}
+    return replace(
+        look, columns=tuple(names.get(column, column) for column in look.columns),
+        input_column=names[look.input_column], label_column=names[look.label_column],
+    )  # fmt: skip
+
+
+def _guess(path: Path, kind: str, table: Table, input_column: str | None, label_column: str | None) -> Look:
+    """Which columns of a table hold the inputs and the labels, where the user does not say."""
+    rows, columns = table.rows, table.columns
     images = [column for column in columns if column != label_column and _all_images(rows, column)]
     pictured = input_column in images if input_column else bool(images)
     if pictured:
@@ -123,14 +168,15 @@ def _look_at_table(path: Path, input_column: str | None, label_column: str | Non
         raise DataError(f"{path}: no column looks like {missing}; say which one it is: {', '.join(columns)}")
     return Look(
         format=kind, modality="image" if pictured else "text", labels=_labels(rows, label), columns=columns,
-        input_column=found, label_column=label, encoding=encoding,
+        input_column=found, label_column=label, encoding=table.encoding, delimiter=table.delimiter,
+        first_row=table.first_row,
     )  # fmt: skip
 
 
 def _all_images(rows: Sequence[Row], column: str) -> bool:
     """Whether every cell of a column names an image file, or holds encoded bytes as the hub's Image feature does; empty ones aside."""
     given = [cell for row in rows if not _is_empty(cell := row.get(column))]
-    return bool(given) and all(_is_image(cell) for cell in given)
+    return bool(given) and all(is_image(cell) for cell in given)
 
 
 def _is_empty(cell: object) -> bool:
@@ -138,76 +184,6 @@ def _is_empty(cell: object) -> bool:
     if isinstance(cell, Mapping):
         return {"bytes", "path"} >= set(cell) and all(_is_empty(value) for value in cell.values())
     return cell is None or (isinstance(cell, str | bytes) and not cell.strip())
-
-
-def _is_image(value: object) -> bool:
-    if isinstance(value, Mapping):
-        return bool(value.get("bytes") or _is_image(value.get("path")))
-    return isinstance(value, bytes) or (isinstance(value, str) and Path(value.strip().lower()).suffix in IMAGE_SUFFIXES)
-
-
-def _beginning(path: Path) -> tuple[str, str]:
-    """The first whole lines of a text file, and the encoding to read it with."""
-    try:
-        with path.open("rb") as stream:
-            raw = stream.read(_BYTES + 1)
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror}); check its permissions") from error
-    if len(raw) > _BYTES:
-        raw = raw[: raw.rfind(b"\n") + 1] or raw
-    encoding = "utf-8-sig" if raw.startswith(codecs.BOM_UTF8) else "utf-8"
-    try:
-        return raw.decode(encoding), encoding
-    except UnicodeDecodeError:
-        if b"\0" in raw:
-            raise DataError(f"{path}: holds zero bytes, so it is not a table of text; save it as UTF-8") from None
-        return raw.decode("cp1252", errors="replace"), "cp1252"
-
-
-def _csv_rows(path: Path, text: str, delimiter: str) -> list[Row]:
-    table = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter)
-    limit = csv.field_size_limit(2 * _BYTES)  # one text may fill all that was read
-    try:
-        rows = [row for row, _ in zip(table, range(_ROWS))]
-    except csv.Error as error:
-        raise DataError(f"{path}:{table.line_num + 1}: not readable as a table ({error}); mend the line") from error
-    finally:
-        csv.field_size_limit(limit)
-    if len(table.fieldnames or ()) == 1 and ";" in table.fieldnames[0]:  # type: ignore[index]
-        raise DataError(f"{path}: separated by semicolons; save it with commas (.csv) or tabs (.tsv)")
-    return [{key: value for key, value in row.items() if key is not None} for row in rows]
-
-
-def _json_rows(path: Path, text: str) -> list[Row]:
-    rows: list[Row] = []
-    for number, line in enumerate(text.split("\n")[:_ROWS], start=1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise DataError(f"{path}:{number}: not JSON; a .jsonl file holds one JSON object a line") from error
-        if not isinstance(row, dict):
-            raise DataError(
-                f'{path}:{number}: not a JSON object; each line must be one, such as {{"text": …, "label": …}}'
-            )
-        rows.append(row)
-    return rows
-
-
-def _parquet_rows(path: Path) -> list[Row]:
-    try:
-        import pyarrow
-        import pyarrow.parquet
-    except ImportError as error:
-        raise DataError(f"{path}: reading Parquet needs pyarrow; pip install 'finetune-recipes[parquet]'") from error
-    try:
-        with pyarrow.parquet.ParquetFile(path) as table:
-            batch = next(table.iter_batches(batch_size=_ROWS), None)
-            rows: list[Row] = batch.to_pylist() if batch is not None else []
-    except (OSError, pyarrow.ArrowException) as error:
-        raise DataError(f"{path}: not a readable Parquet file; check how it was written") from error
-    return rows
 
 
 def _label_column(rows: Sequence[Row], columns: Sequence[str], input_column: str | None) -> str | None:

@@ -159,6 +159,13 @@ def _data(data_path: str, look: Look | None, modality: str, input_column: str | 
             columns = shorten(", ".join(look.columns), 100)
             lines += [f"{modality}_column: {scalar_text(look.input_column)}  # columns: {columns}",
                       f"label_column: {scalar_text(look.label_column)}"]  # fmt: skip
+        if look.first_row:
+            shown = shorten(", ".join(look.first_row), 60)
+            lines.append(
+                f"columns: [{', '.join(map(scalar_text, look.columns))}]  # made up: the first line is no header but a row ({shown})"
+            )
+        if look.delimiter:
+            lines.append(f"delimiter: {look.delimiter}  # not what the file's ending says")
         if look.encoding != "utf-8":
             lines.append(f"encoding: {look.encoding}" + ("  # not UTF-8; check" if look.encoding == "cp1252" else ""))
         lines.append(f"# labels seen: {_shown(look.labels)}")

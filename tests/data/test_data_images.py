@@ -183,6 +183,20 @@ def test_an_unreadable_image_is_refused_by_name_or_skipped_and_listed(
     assert any(reason in note for note in look(path, unreadable="skip", max_pixels=10**6).notes)
 
 
+def test_settings_of_tables_are_not_named_where_class_folders_have_unreadable_images(tmp_path: Path) -> None:
+    for label in ("x", "y"):
+        (tmp_path / label).mkdir()
+        (tmp_path / label / "broken.png").write_text("no picture")
+    refused(tmp_path, "2 of 2 images", "x/broken.png", "; replace them")
+    (tmp_path / "y" / "whole.png").write_bytes(encoded(picture(1, (40, 40))))
+    refused(tmp_path, "2 of 3 images", "; mend or remove them, or set data.unreadable to skip")
+    (tmp_path / "z").mkdir()
+    assert any(
+        "the folder z/ holds no image files" in note
+        for note in look(tmp_path, unreadable="skip", splits={"stratify": False}).notes
+    )
+
+
 def test_of_many_unreadable_images_three_are_named_and_all_are_counted(table: Callable[..., Path]) -> None:
     path = table(*(f"no/{number}.png,0" for number in range(5)))
     with pytest.raises(DataError) as caught:
@@ -206,7 +220,7 @@ def test_one_class_an_empty_table_and_a_label_with_one_row_are_refused(
     path.write_text("")
     refused(path, "e.csv is empty")
     path.write_text("image,label\n")
-    refused(path, "e.csv holds no rows", "image and a label")
+    refused(path, "e.csv holds no rows; give a table with an image and a label")
     path.write_text("image,label\npictures/00.png,x\npictures/01.BMP,x\n")
     refused(path, "every row has the label 'x'")
     refused(table("pictures/00.png,9"), "only one row has the label '9'")
@@ -225,7 +239,7 @@ def test_copies_are_counted_grouped_and_conflicts_told(folder: Path, table: Call
     assert audit["conflicts"] == [
         {"places": ["d.csv:5 (pictures/03.tif)", "d.csv:20 (other format.bmp)"], "labels": ["1", "0"]}
     ]
-    assert any(warning.startswith("1 images carry different labels") for warning in audit["warnings"])
+    assert any(warning.startswith("1 image carries different labels") for warning in audit["warnings"])
     assert audit["leaks"] == {"train/validation": 0, "train/test": 0, "validation/test": 0}
     where = {place: part for part in (data.train, data.validation, data.test) for place in part.places}
     for one, other in (("2 (pictures/00.png", "18 (copy.png"), ("4 (pictures/02.png", "19 (larger.png")):

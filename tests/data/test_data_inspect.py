@@ -46,7 +46,10 @@ def test_inspection_sees_what_loading_sees(
         (b"", "is empty"),
         (b"text,label\n", "holds no rows"),
         (b"text,lable\na,x\n", "no column 'label'"),
-        (b"text,label\na,x\nb,x\n", "every row has the label 'x'"),
+        (
+            b"text,label\na,x\nb,x\n",
+            r"d\.csv: every row has the label 'x'; .* add rows with another, or check data\.source",
+        ),
         (b"text,label\na,x\nb,x\nc,y\n", "only one row has the label 'y'"),
         (b"text,label\n\xff,x\n", "not valid utf-8"),
     ],
@@ -58,6 +61,45 @@ def test_inspection_refuses_what_loading_refuses(tmp_path: Path, content: bytes,
         look(path)
     with pytest.raises(DataError, match=words):
         prepare_data(TEXT, DataSettings(source="d.csv"), local(path), {}, 0)
+
+
+@pytest.mark.parametrize(
+    ("limit", "late"),
+    [
+        (1, r"^data\.limit is 1, so every row that it takes has the label '\w+' and there is nothing to learn; raise it or remove it$"),
+        (2, r"^only one of the 2 rows that data\.limit takes each has the labels '\w+', '\w+', so they cannot be in every split; "
+            r"raise data\.limit or set data\.splits\.stratify to false$"),
+        (3, r"^only one of the 3 rows that data\.limit takes has the label '\w+', so it cannot be in every split; raise data\.limit or"),
+        (4, r"^the test split has no rows; raise data\.limit, which takes 4 rows, or change data\.splits$"),
+    ],
+)  # fmt: skip
+def test_a_limit_that_is_too_small_is_named_as_the_cause_and_early(
+    write_csv: Callable[..., Path], two_classes: Rows, limit: int, late: str
+) -> None:
+    path = write_csv(two_classes)
+    told = rf"^data\.limit is {limit}, too few rows for 3 splits with each of the 2 labels; raise it to 5 or more, or remove it$"
+    with pytest.raises(DataError, match=told):
+        look(path, limit=limit)
+    with pytest.raises(DataError, match=late):
+        prepare_data(TEXT, DataSettings(source=str(path), limit=limit), local(path), {}, 0)
+
+
+def test_what_the_look_says_of_a_limit_holds_for_every_seed(write_csv: Callable[..., Path], two_classes: Rows) -> None:
+    rows = [*two_classes[:30], *((f"{text} again", "third") for text, _ in two_classes[40:45])]
+    path = write_csv(rows)
+    accepted = []
+    for limit in range(1, 16):
+        try:
+            look(path, limit=limit)
+            accepted.append(limit)
+        except DataError:
+            for seed in range(5):
+                with pytest.raises(DataError, match=r"data\.limit"):
+                    prepare_data(TEXT, DataSettings(source=str(path), limit=limit), local(path), {}, seed)
+    assert accepted == list(range(8, 16))
+    assert look(path, limit=3, stratify_by=["label"]).rows == look(path, limit=100).rows == 35
+    with pytest.raises(DataError, match=r"^data\.limit is 2, too few rows for 3 splits; raise it or remove it$"):
+        look(path, limit=2, splits={"stratify": False})
 
 
 def test_named_splits_are_looked_at_together(write_csv: Callable[..., Path], two_classes: Rows) -> None:

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from finetune.data.layout import find_layout
+from finetune.data.layout import DOCUMENT_FILES, find_layout
 from finetune.data.read import read_rows, reading_of
 from finetune.data.rows import Rows
 from finetune.errors import DataError
@@ -76,6 +76,11 @@ def test_outer_white_space_of_labels_and_column_names_is_dropped(tmp_path: Path)
         ('text,label\na,x\n"b,y\nc,z\n', ["d.csv:3", "not valid CSV"]),
         ("text,label\na,0.333\nb,1\n", ["d.csv:2", "0.333", "fraction"]),
         ("text,label\na,1.0\nb,0.0\n", ["fraction"]),
+        ("text,label\na,1\nb,0.6\nc,0.25\n", ["d.csv:3: the label 0.6"]),
+        (
+            "text,lable,more\na,1,2\n",
+            ["(its columns: text, lable, more; did you mean 'lable'?); set data.label_column"],
+        ),
     ],
 )
 def test_malformed_csv_is_refused_in_one_sentence_with_the_place(
@@ -212,7 +217,46 @@ def test_folder_without_classes_points_to_the_level_that_has_them(tmp_path: Path
     written(tmp_path / "train" / "a", "t", "1.txt")
     refused(tmp_path, "no class folders", "/train does", "data.splits")
     (tmp_path / "empty").mkdir()
-    refused(tmp_path / "empty", "neither class folders")
+    refused(tmp_path / "empty", "neither class folders", "; fill it, or give another data.source")
+    written(tmp_path / "empty", "t", "1.txt")
+    refused(tmp_path / "empty", "holds .txt files, but no class folders; move the files of each label into a folder")
+
+
+def test_links_that_lead_nowhere_are_counted_and_folders_without_texts_are_named(tmp_path: Path) -> None:
+    for name in ("good", "bad", "empty"):
+        (tmp_path / name).mkdir()
+    for name in ("good", "bad"):
+        written(tmp_path / name, "t", "1.txt")
+    (tmp_path / "bad" / "self.txt").symlink_to("self.txt")
+    (tmp_path / "gone").symlink_to("nowhere")
+    (tmp_path / "self").symlink_to("self")
+    rows = read(tmp_path)
+    assert rows.places == ("bad/1.txt", "good/1.txt")
+    assert rows.notes == (
+        "the folder empty/ holds no .txt files, so it is no label; fill or remove it",
+        "3 files or folders were not read: bad/self.txt, gone, self",
+    )
+    assert find_layout(tmp_path, "auto", class_files=DOCUMENT_FILES).ignored == ("gone", "self", "bad/self.txt")
+    for name in ("empty", "good"):
+        written(tmp_path, "text,label\na,x\n", f"{name}.csv")
+    assert len(find_layout(tmp_path, "csv", exclude=[tmp_path / "self", tmp_path / "good.csv"]).files) == 1
+    (tmp_path / "up").symlink_to(".")
+    assert read(tmp_path).notes[0].endswith("so they are no labels; fill or remove them: empty/, up/")
+
+
+def test_a_source_is_named_as_the_user_wrote_it(tmp_path: Path) -> None:
+    path = written(tmp_path, "text,label\n")
+    reading = reading_of(TASKS["text_classification"], DataSettings(source="x"))
+    for content, words in (("", "is empty"), ("text,label\n", "holds no rows"), ("a,b\n", "has no column 'text'")):
+        path.write_text(content)
+        with pytest.raises(DataError, match=rf"^my data/d\.csv {words}"):
+            read_rows(find_layout(path, "auto", called="my data/d.csv"), reading)
+    path.write_text("text,label\na,x,y\n")
+    with pytest.raises(DataError, match=r"^d\.csv:2 has 3 fields"):
+        read_rows(find_layout(path, "auto", called="my data/d.csv"), reading)
+    (tmp_path / "none").mkdir()
+    with pytest.raises(DataError, match=r"^the folder \./none/ holds neither"):
+        find_layout(tmp_path / "none", "auto", called="./none/")
 
 
 def test_ambiguous_and_unfitting_formats_are_refused(tmp_path: Path) -> None:
@@ -221,7 +265,7 @@ def test_ambiguous_and_unfitting_formats_are_refused(tmp_path: Path) -> None:
         find_layout(path, "folder")
     with pytest.raises(DataError, match="no jsonl file"):
         find_layout(tmp_path, "jsonl")
-    with pytest.raises(DataError, match=r"cannot tell the format of d\.xlsx"):
+    with pytest.raises(DataError, match=r"cannot tell the format of .*d\.xlsx \("):
         find_layout(written(tmp_path, "x", "d.xlsx"), "auto")
     written(tmp_path, "{}", "d.jsonl")
     with pytest.raises(DataError, match="csv and jsonl files"):
@@ -262,4 +306,4 @@ def test_rows_of_a_table_without_header_must_fit_the_named_columns(tmp_path: Pat
     refused(written(tmp_path, "", "e.csv"), "holds no rows", columns=("text", "label"))
     refused(written(tmp_path, "\n \n"), "d.csv is empty", delimiter="whitespace")
     lines = written(tmp_path, '{"text": "a", "label": "x"}', "d.jsonl")
-    refused(lines, "data.columns is for CSV and TSV files, but d.jsonl is read as jsonl", columns=("text", "label"))
+    refused(lines, "data.columns is for CSV and TSV files, but ", "d.jsonl is read as jsonl", columns=("text", "label"))

@@ -121,6 +121,71 @@ def test_other_encodings_are_noticed(tmp_path: Path) -> None:
     assert (recipe.data.encoding, recipe.data.text_column) == ("utf-8-sig", "text")
 
 
+@pytest.mark.parametrize(
+    ("name", "delimiter", "word"),
+    [("d.csv", ";", "semicolon"), ("d.csv", "\t", "tab"), ("d.tsv", ",", "comma"), ("d.csv", ",", None)],
+)
+def test_another_delimiter_than_the_endings_is_noticed(
+    tmp_path: Path, name: str, delimiter: str, word: str | None
+) -> None:
+    data = write_csv(
+        tmp_path / name, delimiter.join(("id", "body", "topic ")), [("1", *row) for row in ROWS], delimiter
+    )
+    text = starter_recipe(str(data))
+    found = load(tmp_path, text).data
+    assert (found.delimiter, found.text_column, found.label_column) == (word, "body", "topic")
+    assert ("# not what the file's ending says" in text) == (word is not None)
+
+
+def test_a_picture_or_a_label_in_place_of_a_header_is_noticed(tmp_path: Path) -> None:
+    rows = [(f"cat/{number}.png", str(number), ("cat", "dog")[number % 2]) for number in range(6)]
+    text = starter_recipe(str(write_csv(tmp_path / "d.csv", ",".join(rows[0]), rows[1:])))
+    found = load(tmp_path, text).data
+    assert found.columns == ("image", "column_2", "label")
+    assert (found.image_column, found.label_column) == ("image", "label")
+    assert "# made up: the first line is no header but a row (cat/0.png, 0, cat)" in text
+    assert "# labels seen: cat, dog" in text
+    data = write_csv(tmp_path / "d.tsv", "\t".join(ROWS[0]), list(ROWS[1:]), "\t")
+    assert load(tmp_path, starter_recipe(str(data))).data.columns == ("text", "label")
+    named = load(tmp_path, starter_recipe(str(data), text_column=ROWS[0][0], label_column="kind")).data
+    assert (named.columns, named.text_column, named.label_column) == (("text", "kind"), "text", "kind")
+    for header in ("text,label", "what,kind", "0,1"):
+        data = write_csv(tmp_path / "d.csv", header, [("one", "1"), ("two", "label"), ("three", "1")])
+        assert load(tmp_path, starter_recipe(str(data))).data.columns is None
+
+
+def test_a_quoted_text_that_ends_beyond_what_is_read_is_no_obstacle(tmp_path: Path) -> None:
+    lines = "a line of a long text\n" * 40
+    data = write_csv(tmp_path / "d.csv", "text,label", [(f'"{lines}"', "ab"[number % 2]) for number in range(500)])
+    assert load(tmp_path, starter_recipe(str(data))).data.label_column == "label"
+
+
+def test_what_a_folder_without_classes_holds_is_said(tmp_path: Path) -> None:
+    (tmp_path / "deep" / "pets" / "cat").mkdir(parents=True)
+    (tmp_path / "deep" / "pets" / "cat" / "1.png").touch()
+    for path, words in (
+        (
+            "deep/pets/cat",
+            "holds .txt files or images, but no class folders; move those of each label into a folder of its name",
+        ),
+        (
+            "deep/pets",
+            "holds one class folder with .txt files or images, cat, and a classifier needs at least two labels; add a folder",
+        ),
+        ("deep", "holds no class folders, but .*deep/pets does; name that folder$"),
+        (".", "neither two class folders"),
+    ):
+        with pytest.raises(DataError, match=words):
+            starter_recipe(str(tmp_path / path))
+    for name in ("a.csv", "b.csv"):
+        write_csv(tmp_path / name, "text,label", ROWS)
+    with pytest.raises(DataError, match="holds 2 tables; name one of them, or call them train, validation and test"):
+        starter_recipe(str(tmp_path))
+    (tmp_path / "deep" / "self").symlink_to("self")
+    with pytest.raises(DataError, match="deep/pets does"):
+        starter_recipe(str(tmp_path / "deep"))
+
+
 def test_only_the_beginning_of_a_large_file_is_read(tmp_path: Path) -> None:
     data = write_csv(tmp_path / "d.csv", "text,label", [("long " * 200, "a"), ("words " * 200, "b")] * 300)
     with data.open("ab") as stream:
@@ -150,10 +215,11 @@ def test_names_and_the_schema_line(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "words"),
     [
-        ("d.csv", b"", "no rows; a classifier needs"),
-        ("d.csv", b"text,label\n", "no rows; a classifier needs"),
+        ("d.csv", b"", "no rows; give a table with a text or a picture's path, and a label, in every row"),
+        ("d.csv", b"text,label\n", r"no rows, only the header line \(text, label\); give a table with"),
+        ("d.csv", b'text,label\na,x\n"b,x\nc,y\n', r"d\.csv:3 is not valid CSV \(.*\); close every quote"),
+        ("d.tsv", b'text\tlabel\n"a"b\tx\n', r"d\.tsv:2 is not valid CSV \(.*\); close every quote"),
         ("d.csv", b"text\na\nb\n", "no column looks like labels; say which one it is: text"),
-        ("d.csv", b"text;label\na;b\n", "separated by semicolons"),
         ("d.csv", b"t\0e\0x\0t\0\xff", "zero bytes"),
         ("d.jsonl", b'{"text": "a"}\n{oops\n', r"d\.jsonl:2: not JSON"),
         ("d.jsonl", b"[1]\n", r"d\.jsonl:1: not a JSON object"),
