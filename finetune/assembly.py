@@ -25,6 +25,7 @@ from finetune.release.texts import bundle_license_text, notice_text, upstream_te
 from finetune.report.html import render_html
 from finetune.source_cards import read_card_metadata
 from finetune.tasks import TASKS
+from finetune.train.checkpoint import system_errors
 from finetune.train.job import Result
 from finetune.transfer.l2sp import CONVENTION
 
@@ -104,7 +105,7 @@ def describe_transfer(recipe: Recipe, model: TransferModel, trained: Result) -> 
 
 def write_model(folder: Path, recipe: Recipe, setup: Setup, module: nn.Module, labels: tuple[str, ...]) -> None:
     """The torch form that AutoModel loads as it is, what prepares its inputs, and what serving reads of both."""
-    with writing(folder), quiet_transformers():
+    with writing(folder), system_errors(), quiet_transformers():
         model = folder / files.MODEL_FOLDER
         module.save_pretrained(model)  # type: ignore[operator]
         setup.save_processor(model)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import errno
 import json
+import shlex
 import signal
 import sys
 from collections.abc import Callable, Sequence
@@ -12,22 +13,30 @@ from pathlib import Path
 from types import FrameType
 
 from finetune import predict_command
-from finetune.errors import FinetuneError, Interrupted
+from finetune.arguments import Parser
+from finetune.errors import BundleError, FinetuneError, Interrupted
 
 TRAIN_PACKAGES = {"torch", "torchvision", "timm", "transformers", "accelerate", "datasets", "datasketch", "sklearn", "scipy", "onnx", "onnxscript", "jinja2", "rich", "safetensors", "huggingface_hub", "license_expression", "matplotlib", "pyarrow", "peft", "gguf"}  # fmt: skip
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code: 0 done, 2 something to mend, 3 a gate refused, 130 interrupted."""
-    options = _parser().parse_args(arguments)
+    try:
+        options = _parser().parse_args(arguments)
+    except FinetuneError as error:
+        return _fail(str(error), error.exit_code)
     try:
         return int(options.command(options) or 0)
     except Interrupted as error:
-        return _fail(f"{error}; {_how_to_resume(options)}", error.exit_code)
+        return _fail(f"{error}; {_how_to_go_on(options)}", error.exit_code)
+    except BundleError as error:  # mostly a disk that is full
+        kept = _resumable(options) and options.trains
+        more = f"; the training so far is kept, so {_how_to_go_on(options)}" if kept else ""
+        return _fail(f"{error}{more}", error.exit_code)
     except FinetuneError as error:
         return _fail(str(error), error.exit_code)
     except KeyboardInterrupt:
-        return _fail(f"interrupted; {_how_to_resume(options)}", Interrupted.exit_code)
+        return _fail(f"interrupted; {_how_to_go_on(options)}", Interrupted.exit_code)
     except BrokenPipeError:
         sys.stderr.close()
         return 0
@@ -38,28 +47,32 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM):
             raise
-        return _fail(
-            f"{error.filename or 'the disk'}: {error.strerror}; free some space or mend the permissions, then run again",
-            2,
-        )
+        place = error.filename or (options.workspace.bundle.parent if "workspace" in options else "the disk")
+        again = _how_to_go_on(options) if _resumable(options) else "run again"
+        return _fail(f"{place}: {error.strerror}; free some space or mend the permissions, then {again}", 2)
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def _parser() -> Parser:
+    parser = Parser(
         prog="finetune", description="One recipe in, one fine-tuned, verified, licensed, servable bundle out."
     )
     parser.add_argument("--version", action="version", version=_version())
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
-    def add(name: str, command: Callable[[argparse.Namespace], int | None], summary: str) -> argparse.ArgumentParser:
+    def add(name: str, command: Callable[[argparse.Namespace], int | None], summary: str) -> Parser:
         sub = commands.add_parser(name, help=summary, description=summary[0].upper() + summary[1:] + ".")
         sub.set_defaults(command=command, name=name)
+        assert isinstance(sub, Parser)
         return sub
 
     run = add("run", _run, "run a recipe from data to bundle")
     _recipe_arguments(run)
     run.add_argument("--resume", action="store_true", help="go on from the last checkpoint of this run")
-    run.add_argument("--overwrite", action="store_true", help="replace a bundle that is already there")
+    run.add_argument(
+        "--overwrite",
+        action="store_true",
+        help="replace a bundle that is already there, and without --resume discard an unfinished run",
+    )
     run.add_argument("--quiet", "-q", action="store_true", help="print the bundle's path only")
 
     validate = add("validate", _validate, "tell everything that can be known about a recipe without training")
@@ -75,13 +88,16 @@ def _parser() -> argparse.ArgumentParser:
     new.add_argument("--image-column", help="column with the path or the bytes of an image")
     new.add_argument("--label-column", help="column with the label")
 
-    predict_command.add_arguments(
-        add("predict", predict_command.predict, "answer texts or images, or continue a prompt, with a bundle")
-    )
+    predict = add("predict", predict_command.predict, "answer texts or images, or continue a prompt, with a bundle")
+    predict_command.add_arguments(predict)
+    predict.gathers = "images"
 
     export = add("export", _export, "build and measure a bundle's ONNX and int8 forms again")
     export.add_argument("bundle", type=Path)
-    export.add_argument("overrides", nargs="*", metavar="export.KEY=VALUE", help="for example export.int8.cpu=vnni")
+    export.add_argument(
+        "overrides", nargs="*", default=[], metavar="export.KEY=VALUE", help="for example export.int8.cpu=vnni"
+    )
+    export.gathers = "overrides"
 
     card = add("card", _card, "write a bundle's model card and HTML report again")
     card.add_argument("bundle", type=Path)
@@ -96,23 +112,34 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _recipe_arguments(parser: argparse.ArgumentParser) -> None:
+def _recipe_arguments(parser: Parser) -> None:
     parser.add_argument("recipe", type=Path)
     parser.add_argument(
-        "overrides", nargs="*", metavar="KEY=VALUE", help="override a key, for example seed=1 or output=DIR"
+        "overrides", nargs="*", default=[], metavar="KEY=VALUE", help="override a key, for example seed=1 or output=DIR"
     )
+    parser.gathers = "overrides"
 
 
 def _run(options: argparse.Namespace) -> None:
     from finetune.console import Console
+    from finetune.preflight import check_place
     from finetune.recipe import load_recipe
+    from finetune.train.events import Event, StageStarted
+    from finetune.workspace import Workspace
 
     recipe = load_recipe(options.recipe, options.overrides)
+    options.workspace, options.trains = Workspace.of(recipe.name, recipe.output), False
+
+    check_place(recipe, resume=options.resume, overwrite=options.overwrite)  # before the wait for torch
+
+    def note(event: Event) -> None:
+        options.trains |= isinstance(event, StageStarted) and event.stage == "training"
+
     with _StopOnSignal() as stop, Console(quiet=options.quiet) as console:
         console.say("loading torch and transformers")
         from finetune.pipeline import run
 
-        report = run(recipe, resume=options.resume, overwrite=options.overwrite, callbacks=[console], stop=stop)
+        report = run(recipe, resume=options.resume, overwrite=options.overwrite, callbacks=[console, note], stop=stop)
         console.summarise(report)
     if console.main_process:
         print(report.bundle)
@@ -182,10 +209,9 @@ def _write(text: str, output: Path | None) -> None:
     elif output.exists():
         raise FinetuneError(f"{output}: already exists; remove it or name another file with --output")
     else:
-        from finetune.disk import writing
+        from finetune.disk import write_whole
 
-        with writing(output):
-            output.write_text(text, encoding="utf-8")
+        write_whole(output, text)
         print(output)
 
 
@@ -194,11 +220,18 @@ def _fail(message: str, code: int) -> int:
     return code
 
 
-def _how_to_resume(options: argparse.Namespace) -> str:
+def _resumable(options: argparse.Namespace) -> bool:
+    """Whether a run left a checkpoint of its own; before it trains anew, one that is there is another run's."""
+    return "workspace" in options and (options.trains or options.resume) and options.workspace.how_far is not None
+
+
+def _how_to_go_on(options: argparse.Namespace) -> str:
     if options.name != "run":
         return "nothing was written"
-    command = " ".join(["finetune run", str(options.recipe), *options.overrides, "--resume"])
-    return f"go on with: {command}"
+    command = ["finetune", "run", str(options.recipe), *options.overrides, *(["--overwrite"] * options.overwrite)]
+    if _resumable(options):
+        return f"go on with: {shlex.join([*command, '--resume'])}"
+    return f"there is no checkpoint yet, so start again with: {shlex.join(command)}"
 
 
 def _version() -> str:

@@ -9,7 +9,7 @@ import math
 import os
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from finetune.errors import BundleError
@@ -56,6 +56,21 @@ def reading(path: Path) -> Iterator[None]:
     except OSError as error:
         reason = error.strerror or str(error)
         raise BundleError(f"{path}: cannot be read ({reason}); check that it is there and its permissions") from error
+
+
+def write_whole(path: Path, text: str) -> None:
+    """A text file that appears whole or not at all: written beside, then moved; BundleError when the disk refuses it."""
+    partial = path.with_name(f".{path.name}.partial")
+    with writing(path):
+        try:
+            with partial.open("w", encoding="utf-8") as file:
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())
+            partial.replace(path)
+        finally:
+            with suppress(OSError):  # what went wrong before is what is told
+                partial.unlink(missing_ok=True)
 
 
 def write_json(path: Path, content: object) -> None:

@@ -12,6 +12,7 @@ from accelerate import Accelerator
 from finetune import bundle as files
 from finetune.data import LabelledData, prepare_data
 from finetune.delivery import deliver
+from finetune.disk import reading, writing
 from finetune.evaluation import EVALUATIONS
 from finetune.modality import MODALITIES, Setup
 from finetune.model.scale import fold_scale
@@ -44,15 +45,19 @@ def run(
 ) -> Report:  # fmt: skip
     """Run a recipe from data to bundle.
 
-    resume: go on from the run's last checkpoint, if there is one; overwrite: replace a bundle that is already there;
+    resume: go on from the run's last checkpoint, if there is one; overwrite: replace a bundle that is already there, and
+    without resume discard an unfinished run, which is refused otherwise;
     callbacks: called with every event of finetune.train.events; stop: asked at step boundaries, true ends the run with a
     checkpoint (Interrupted). Raises a FinetuneError that says what is wrong and how to mend it.
     """
     watch = Watch(callbacks, stop)
-    if resume and (done := _finished(recipe)):
+    if resume and (done := _finished(recipe, overwrite=overwrite)):
+        watch.tell(Notice(f"{done.bundle}: this run was complete already, so nothing was done"))
         return done
     with watch.stage("checks", "sources, licences, columns, space"):
-        checked = preflight(recipe, overwrite=overwrite)
+        checked = preflight(recipe, resume=resume, overwrite=overwrite)
+        if resume and checked.workspace.how_far is None:
+            watch.tell(Notice(f"nothing to resume in {checked.workspace.state}, so it starts from the beginning"))
     accelerator = make_accelerator(precision=recipe.train.precision, device=recipe.train.device)
     with deterministic(recipe.seed), company() as processes, _main_process_locks(accelerator, checked):
         with watch.stage("data", checked.data.name) as say:
@@ -128,12 +133,13 @@ def _train(
         "torch_version": version("torch"),
         "precision": accelerator.mixed_precision,
     }
-    checkpoints = CheckpointFolder(workspace.checkpoints, key)
+    checkpoints = CheckpointFolder(workspace.checkpoints, key, recipe)
     if not accelerator.is_main_process:
         return fit(job, accelerator, checkpoints, resume=resume, emit=watch.tell, stop=watch.stop)
     if not resume:
         checkpoints.clear()
-        workspace.history.unlink(missing_ok=True)
+        with writing(workspace.history):
+            workspace.history.unlink(missing_ok=True)
     with _logged(recipe, workspace, watch.tell) as tell:
         return fit(job, accelerator, checkpoints, resume=resume, emit=tell, stop=watch.stop)
 
@@ -152,9 +158,10 @@ def _logged(recipe: Recipe, workspace: Workspace, tell: Callback) -> Iterator[Ca
             if isinstance(event, TrainingResumed):
                 # A run that was killed may have logged an epoch that its last checkpoint does not hold.
                 lines = [json.dumps(record, allow_nan=False) + "\n" for record in event.history]
-                workspace.history.write_text("".join(lines), "utf-8")
+                with writing(workspace.history):
+                    workspace.history.write_text("".join(lines), "utf-8")
             if isinstance(event, EpochEnded):
-                with workspace.history.open("a", encoding="utf-8") as file:
+                with writing(workspace.history), workspace.history.open("a", encoding="utf-8") as file:
                     file.write(json.dumps(event.record, allow_nan=False) + "\n")
             if board is not None:
                 board(event)
@@ -172,10 +179,12 @@ def _main_process_locks(accelerator: Accelerator, checked: Checked) -> Iterator[
         yield
 
 
-def _finished(recipe: Recipe) -> Report | None:
-    """The result of a run of this very recipe that is already complete."""
-    bundle = Workspace.of(recipe.name, recipe.output).bundle
-    if not (bundle / files.MANIFEST).is_file():
+def _finished(recipe: Recipe, *, overwrite: bool) -> Report | None:
+    """The result of a run of this very recipe that is already complete, unless one that shall replace it is under way."""
+    workspace = Workspace.of(recipe.name, recipe.output)
+    with reading(workspace.bundle):
+        found = (workspace.bundle / files.MANIFEST).is_file()
+    if not found or (overwrite and workspace.how_far is not None):
         return None
-    report = Report.open(bundle)
+    report = Report.open(workspace.bundle)
     return report if report.data["run"]["recipe_hash"] == recipe_hash(recipe) else None

@@ -19,6 +19,14 @@ if TYPE_CHECKING:
 # What --prompt takes; absent ones are those of Generator.stream.
 SAMPLING = ("max_new_tokens", "temperature", "top_k", "top_p", "repetition_penalty", "stop", "seed")
 WAYS = ("text", "images", "input", "prompt", "prompt_file")
+READS = {
+    "text": "this bundle reads texts; give one with --text, or a table of them with --input and --output",
+    "image": (
+        "this bundle reads images; name image files, folders or quoted patterns after it, or a table of them with --input "
+        "and --output"
+    ),
+    "language": "this bundle continues a prompt; give one with --prompt or --prompt-file",
+}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -27,6 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "images",
         nargs="*",
+        default=[],
         metavar="IMAGE",
         help="image files, folders of them, or quoted patterns such as 'scans/*.png'",
     )
@@ -101,10 +110,14 @@ def _add_language_arguments(parser: argparse.ArgumentParser) -> None:
 def predict(options: argparse.Namespace) -> int:
     """Run the command; returns its exit code. FinetuneError for arguments that do not go together."""
     given = [way for way in WAYS if getattr(options, way) not in (None, [])]
+    if not given:
+        raise DataError(f"{options.bundle}: {_what_it_reads(options.bundle)}")
     if len(given) != 1:
         raise DataError(
             "predict: give either --text or --input, or images after the bundle, or --prompt or --prompt-file, and only one of them"
         )
+    if options.batch_size < 1:
+        raise DataError(f"predict: --batch-size is {options.batch_size}; it must be at least 1")
     if given[0] in ("prompt", "prompt_file"):
         return _continue(options)
     for name in ("chat", *SAMPLING):
@@ -117,6 +130,12 @@ def predict(options: argparse.Namespace) -> int:
     if options.text and options.output:
         raise DataError("predict: --output goes with --input or with images; the answers to --text are printed")
     return _answer(options, given[0])
+
+
+def _what_it_reads(path: Path) -> str:
+    from finetune.bundle import Bundle
+
+    return READS[Bundle.open(path, verify=False).modality]
 
 
 def _continue(options: argparse.Namespace) -> int:

@@ -29,8 +29,9 @@ from finetune.sources import (
     hub_card_metadata,
 )
 from finetune.tasks import TASKS, TaskSpec
+from finetune.train.checkpoint_files import require_same_recipe
 from finetune.transfer.plan import Plan, build_plan
-from finetune.workspace import Workspace
+from finetune.workspace import Input, Workspace
 
 # Room for the bundle (torch, ONNX and int8 forms) and one checkpoint with its predecessor, in multiples of the weights.
 BUNDLE_SIZES, CHECKPOINT_SIZES = 2.5, 10.0
@@ -56,9 +57,13 @@ class Checked:
     notes: tuple[str, ...] = field(default=())
 
 
-def preflight(recipe: Recipe, *, overwrite: bool = False) -> Checked:
-    """Check a recipe against the world; the first thing that is wrong is raised as a FinetuneError."""
+def preflight(recipe: Recipe, *, resume: bool = False, overwrite: bool = False) -> Checked:
+    """Check a recipe against the world; the first thing that is wrong is raised as a FinetuneError.
+
+    resume, overwrite: what the run that is checked may do with what an earlier one left. Nothing is written.
+    """
     task, workspace = TASKS[recipe.task], Workspace.of(recipe.name, recipe.output)
+    check_place(recipe, resume=resume, overwrite=overwrite)
     workspace.require_free(overwrite=overwrite)
     _require_packages(recipe)
     backbone = find_source(recipe.backbone.name, revision=recipe.backbone.revision, kind="model")
@@ -71,12 +76,59 @@ def preflight(recipe: Recipe, *, overwrite: bool = False) -> Checked:
     if backbone.path is not None:
         INPUT_CHECKS[task.modality](recipe, backbone.path)
         require_space(workspace.bundle, _space_needed(recipe, backbone.path), f"run '{recipe.name}'")
-    workspace.require_writable()
     _check_metrics(recipe, task, inspection)
     return Checked(
         task, backbone, data, named, license_report, inspection, workspace, plan,
         steps=_steps(recipe, plan, inspection), notes=inspection.notes,
     )  # fmt: skip
+
+
+def check_place(recipe: Recipe, *, resume: bool, overwrite: bool) -> None:
+    """BundleError unless the run may write where it shall; RecipeError if what it would resume is another recipe's.
+
+    To resume a finished run is no mistake, so that a bundle is there is not said then.
+    """
+    workspace = Workspace.of(recipe.name, recipe.output)
+    workspace.require_replaceable(_inputs(recipe))
+    if resume:
+        require_same_recipe(workspace.checkpoints, recipe)
+    else:
+        workspace.require_free(overwrite=overwrite)
+        if not overwrite:
+            workspace.require_fresh()
+    workspace.require_writable()
+
+
+def _inputs(recipe: Recipe) -> dict[str, Input]:
+    """What a run reads from this machine, by key.
+
+    Its result may lie inside a folder of all sorts, such as the project that the command runs in or the root of a table's
+    images, but not in one of documents, each of which would be read, nor among class folders or a model's files.
+    """
+    here, documents = Path.cwd(), TASKS[recipe.task].modality == "language"
+    general, splits = recipe.evaluation.general, recipe.data.splits
+    named: dict[str, object] = {
+        "backbone.name": recipe.backbone.name,
+        "data.source": recipe.data.source,
+        "data.image_root": recipe.data.image_root,
+        **{f"data.splits.{split}": getattr(splits, split) for split in ("train", "validation", "test")},
+        "evaluation.general.source": general and general.source,
+    }
+    found = {}
+    for key, name in named.items():
+        if isinstance(name, str) and (path := _existing(name)) is not None:
+            project = here.is_relative_to(path.resolve()) and not (documents and key != "backbone.name")
+            found[key] = Input(path, open=project or key == "data.image_root")
+    return found
+
+
+def _existing(name: str) -> Path | None:
+    """The path that a source's name stands for, if it is one that exists; a package's files are nobody's to lose."""
+    try:
+        path = Path(name).expanduser()
+        return path if not name.startswith("package:") and path.exists() else None
+    except (OSError, RuntimeError, ValueError):  # no path at all: what looks for the source says so
+        return None
 
 
 def judge_parts(recipe: Recipe, backbone: Source, data: Source) -> Mapping[str, Any]:

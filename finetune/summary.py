@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Callable
 
 from finetune.preflight import Checked
@@ -67,7 +69,13 @@ LEARNED: dict[str, Callable[[Recipe, Checked], list[tuple[str, str]]]] = {"causa
 def _labels(checked: Checked) -> str:
     if checked.task.target.name == "regression":
         return "a number each"
-    return ", ".join(checked.inspection.labels) if checked.inspection.labels else "known when loaded"
+    labels = checked.inspection.labels or ()
+    # A comma or a line break of a label's own would look like the list's.
+    told = (json.dumps(label, ensure_ascii=False) if _ODD.search(label) else label for label in labels)
+    return ", ".join(told) if labels else "known when loaded"
+
+
+_ODD = re.compile(r'^\s|\s$|[,"\n\r\t]')
 
 
 def _source(name: str, package: str | None, revision: str | None) -> str:

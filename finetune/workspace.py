@@ -2,17 +2,29 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from finetune.bundle import publishing
 from finetune.disk import writing
 from finetune.errors import BundleError
+from finetune.train.checkpoint_files import how_far
 
 EXPORTS = Path("exports")
+ANOTHER = "name another folder with output=DIR"
+
+
+@dataclass(frozen=True)
+class Input:
+    """A path that a run reads; open: whether the result may lie inside it all the same."""
+
+    path: Path
+    open: bool = False
 
 
 @dataclass(frozen=True)
@@ -26,7 +38,7 @@ class Workspace:
     @classmethod
     def of(cls, name: str, output: str | None) -> Workspace:
         """The folders of a run; both on one file system, so that the bundle can be moved into place in one step."""
-        bundle = Path(output).expanduser() if output else EXPORTS / name
+        bundle = Path(os.path.normpath(Path(output).expanduser())) if output else EXPORTS / name
         return cls(bundle, bundle.parent / ".state" / bundle.name)
 
     @property
@@ -50,21 +62,75 @@ class Workspace:
         for folder in self.state.glob(self.converted(0).with_suffix(".*").name):
             shutil.rmtree(folder, ignore_errors=True)
 
-    def require_writable(self) -> None:
-        """BundleError unless files can be written where the bundle and its state will be."""
-        with writing(self.bundle.parent):
-            self.state.mkdir(parents=True, exist_ok=True)
-            for folder in (self.bundle.parent, self.state):
-                probe = folder / f".writable.{os.getpid()}"
-                probe.touch()
-                probe.unlink()
+    @property
+    def how_far(self) -> str | None:
+        """How far the unfinished run came that can be resumed here, in words; None when there is none."""
+        return how_far(self.checkpoints)
+
+    def require_replaceable(self, inputs: Mapping[str, Input]) -> None:
+        """BundleError if a bundle may never come here: over what is none, over what the run reads, or in the midst of it.
+
+        inputs: what the run reads, by its key in the recipe.
+        """
+        with writing(self.bundle):
+            target = self.bundle.resolve()
+            if Path.cwd().is_relative_to(target):
+                raise BundleError(
+                    f"{self.bundle}: is the folder that the command runs in, or holds it, and a bundle takes a folder "
+                    f"of its own; {ANOTHER}"
+                )
+            publishing.check_replaceable(self.bundle, overwrite=True)
+            for key, source in inputs.items():
+                path = source.path.resolve()
+                if path.is_relative_to(target):
+                    where = "is" if path == target else "holds"
+                elif target.is_relative_to(path) and not source.open:
+                    where = "lies inside"
+                else:
+                    continue
+                raise BundleError(f"{self.bundle}: {where} what {key} names, '{source.path}'; {ANOTHER}")
 
     def require_free(self, *, overwrite: bool) -> None:
         """BundleError if a result is there already and may not be replaced."""
         if self.bundle.exists() and not overwrite:
+            raise BundleError(f"{self.bundle}: already exists; pass --overwrite to replace it, or {ANOTHER}")
+
+    def require_fresh(self) -> None:
+        """BundleError if an unfinished run lies here, whose training a new one would throw away."""
+        if (done := self.how_far) is not None and not self._held():
             raise BundleError(
-                f"{self.bundle}: already exists; pass --overwrite to replace it, or name another folder with output=DIR"
+                f"{self.state}: holds an unfinished run, which ended {done}; go on with --resume, or start anew with "
+                f"--overwrite, which discards it, or {ANOTHER}"
             )
+
+    def require_writable(self) -> None:
+        """BundleError unless files can be made where the bundle and its state will be; it leaves no trace."""
+        with writing(self.bundle):
+            for folder in (self.bundle.parent, self.state):
+                place, names = Path(os.path.abspath(folder)), [f".{self.bundle.name}.partial"]  # noqa: PTH100 - drops ".."
+                while not os.path.lexists(place):
+                    names.append(place.name)
+                    place = place.parent
+                if not place.is_dir():
+                    raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
+                if not os.access(place, os.W_OK | os.X_OK):
+                    raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+                for name in names:
+                    with suppress(FileNotFoundError):
+                        (place / name).lstat()  # a name may be too long
+
+    def _held(self) -> bool:
+        """Whether a run is at work here now."""
+        import fcntl
+
+        try:
+            with (self.state / "lock").open() as lock:
+                fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except FileNotFoundError:
+            return False
+        except BlockingIOError:
+            return True
+        return False
 
     @contextmanager
     def locked(self) -> Iterator[None]:
@@ -79,6 +145,6 @@ class Workspace:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 raise BundleError(
-                    f"{self.state}: another run is using this folder; wait for it, or name another folder with output=DIR"
+                    f"{self.state}: another run is using this folder; wait for it, or {ANOTHER}"
                 ) from None
             yield

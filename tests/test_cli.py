@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import shlex
 import shutil
 import signal
 import subprocess
 import sys
 from collections import namedtuple
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
 from tiny_project import write_csv
 
 from finetune.cli import main
+from finetune.errors import BundleError, Interrupted
+from finetune.train.events import StageStarted
 
 Edit = Callable[[Path, pytest.MonkeyPatch], list[str]]
 
@@ -241,7 +245,7 @@ def test_predict_reads_a_table_and_writes_parquet(tiny_bundle: Path, tiny_data: 
 
 
 def test_predict_wants_either_texts_or_a_file(tiny_bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert "either --text or --input" in _fails(capsys, ["predict", str(tiny_bundle)])
+    assert "reads texts; give one with --text" in _fails(capsys, ["predict", str(tiny_bundle)])
     assert "needs --output" in _fails(capsys, ["predict", str(tiny_bundle), "--input", "x.csv"])
 
 
@@ -288,7 +292,9 @@ def test_export_changes_nothing_but_export(tiny_bundle: Path, capsys: pytest.Cap
 
 
 @pytest.mark.timeout(300)
-def test_ctrl_c_stops_with_a_checkpoint_and_says_how_to_go_on(tiny_recipe: Path, tmp_path: Path) -> None:
+def test_ctrl_c_stops_with_a_checkpoint_and_says_how_to_go_on(
+    tiny_recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     command = [
         sys.executable, "-m", "finetune", "run", str(tiny_recipe), f"output={tmp_path / 'b'}",
         "transfer.unfreeze=full", "transfer.epochs=500", "export.int8.mode=off", "evaluation.baselines=false",
@@ -311,3 +317,93 @@ def test_ctrl_c_stops_with_a_checkpoint_and_says_how_to_go_on(tiny_recipe: Path,
     assert last.endswith("--resume")
     assert "Traceback" not in said + err
     assert any((tmp_path / ".state" / "b" / "checkpoints").iterdir())
+    assert last.endswith(f"; go on with: {shlex.join(['finetune', *command[3:], '--resume'])}")
+    kept = _fails(capsys, command[3:])
+    assert "holds an unfinished run" in kept
+    assert "the training so far" not in kept
+
+
+Ran = Callable[..., str]
+
+
+@pytest.fixture
+def ends_in(
+    tiny_recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Ran:
+    """Call `finetune run` with a run that ends in an error in some stage, with a checkpoint or none; its last line."""
+
+    def call(error: BaseException, *options: str, stage: str = "training", checkpoint: bool = True) -> str:
+        def run(*_: object, callbacks: Sequence[Callable[[object], None]], **__: object) -> None:
+            for callback in callbacks:
+                callback(StageStarted(stage))
+            if checkpoint:
+                path = tmp_path / ".state" / "b" / "checkpoints" / "000000"
+                path.mkdir(parents=True)
+                (path / "manifest.json").write_text("{}")
+            raise error
+
+        monkeypatch.setattr("finetune.pipeline.run", run)
+        main(["run", str(tiny_recipe), *options, f"output={tmp_path / 'b'}"])
+        return capsys.readouterr().err.splitlines()[-1]
+
+    return call
+
+
+def test_a_full_disk_names_the_place_and_how_to_go_on(ends_in: Ran, tmp_path: Path) -> None:
+    line = ends_in(OSError(errno.ENOSPC, "No space left on device"))
+    assert line.startswith(f"finetune: {tmp_path}: No space left on device; free some space")
+    assert line.endswith(" --resume")
+
+
+def test_a_checkpoint_that_could_not_be_written_leaves_the_one_before(ends_in: Ran) -> None:
+    line = ends_in(BundleError("x: the disk is full; free some space"))
+    assert "free some space; the training so far is kept, so go on with: finetune run " in line
+    assert line.endswith(" --resume")
+
+
+@pytest.mark.parametrize("error", [Interrupted("stopped before training"), KeyboardInterrupt()])
+def test_a_stop_without_a_checkpoint_does_not_promise_to_go_on(ends_in: Ran, error: BaseException) -> None:
+    line = ends_in(error, "--overwrite", checkpoint=False)
+    assert "; there is no checkpoint yet, so start again with: finetune run " in line
+    assert line.endswith(" --overwrite")
+
+
+def test_a_stop_before_training_does_not_offer_another_runs_checkpoint(ends_in: Ran) -> None:
+    assert ends_in(Interrupted("stopped before data"), "--overwrite", stage="checks").endswith(" --overwrite")
+
+
+def test_overrides_may_stand_after_options(ends_in: Ran) -> None:
+    line = ends_in(Interrupted("stopped"), "seed=1", "--quiet", "export.int8.mode=off", "--overwrite")
+    assert " seed=1 export.int8.mode=off output=" in line
+    assert line.endswith(" --overwrite --resume")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["run"], "run: the following arguments are required: recipe; see finetune run --help"),
+        (["run", "a.yaml", "--frist", "x=1"], "run: unknown argument '--frist'; see finetune run --help"),
+        (["card", "a", "b"], "card: unknown argument 'b'; see finetune card --help"),
+        (["rum"], "argument COMMAND: invalid choice: 'rum'"),
+        (["--loud", "run", "a.yaml"], "unknown argument '--loud'; see finetune --help"),
+        ([], "the following arguments are required: COMMAND; see finetune --help"),
+    ],
+)
+def test_wrong_arguments_are_one_sentence(arguments: list[str], words: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert words in _fails(capsys, arguments)
+
+
+def test_a_file_that_the_disk_had_no_room_for_does_not_stand_in_the_way(
+    tmp_path: Path, tiny_data: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = tmp_path / "new.yaml"
+
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("finetune.disk.os.fsync", full)
+        assert f"{recipe}: the disk is full" in _fails(capsys, ["new", str(tiny_data), "-o", str(recipe)])
+    assert list(tmp_path.iterdir()) == []
+    assert main(["new", str(tiny_data), "-o", str(recipe)]) == 0
+    assert recipe.read_text().startswith("#")

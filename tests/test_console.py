@@ -12,7 +12,7 @@ import pytest
 from finetune.console import Console
 from finetune.recipe import Recipe
 from finetune.result import Report
-from finetune.summary import describe_checked
+from finetune.summary import _labels, describe_checked
 from finetune.train.events import StageEnded
 
 LANGUAGE = Path(__file__).parent / "report" / "causal_lm_report.json"
@@ -97,3 +97,10 @@ def test_validate_says_what_a_language_model_will_learn(data: dict[str, str], le
     assert facts["adapter"] == "lora, rank 8, alpha 16, fp32 base, on every linear layer of every block"
     assert facts["forgetting"] == "not measured (evaluation.general)"
     assert "labels" not in facts
+
+
+def test_validate_lists_labels_so_that_a_comma_or_line_break_of_theirs_is_told_from_the_lists() -> None:
+    seen = SimpleNamespace(labels=("sport", "a, b", 'say "x"', "two\nlines", " outer "))
+    task = SimpleNamespace(target=SimpleNamespace(name="single_label"))
+    shown = _labels(SimpleNamespace(inspection=seen, task=task))  # type: ignore[arg-type]
+    assert shown == 'sport, "a, b", "say \\"x\\"", "two\\nlines", " outer "'

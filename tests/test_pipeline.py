@@ -16,9 +16,18 @@ import pytest
 
 from finetune import Predictor, Report, load_recipe, run
 from finetune.bundle import Bundle
-from finetune.errors import BundleError, GateError, Interrupted, LicenseError
+from finetune.errors import BundleError, GateError, Interrupted, LicenseError, RecipeError
 from finetune.release.card import validate_card
-from finetune.train.events import EpochEnded, Event, PhaseStarted, StageEnded, StageStarted
+from finetune.train.events import (
+    EpochEnded,
+    Event,
+    Notice,
+    PhaseStarted,
+    StageEnded,
+    StageStarted,
+    StepEnded,
+    TrainingResumed,
+)
 
 EXPECTED_FILES = {
     "model/config.json", "model/model.safetensors", "model/tokenizer.json", "onnx/model.onnx", "preprocess.json", "tokenizer.json",
@@ -157,9 +166,61 @@ def test_an_interrupted_run_resumes_to_the_same_bits(tiny_bundle: Path, tiny_rec
     assert (resumed / "model/model.safetensors").read_bytes() == (tiny_bundle / "model/model.safetensors").read_bytes()
 
 
+def test_a_stopped_run_is_kept_until_it_is_resumed_or_overwritten(tiny_recipe: Path, tmp_path: Path) -> None:
+    """And a run that shall replace a finished one can be stopped and resumed as well, with both flags."""
+    recipe = load_recipe(tiny_recipe, [f"output={tmp_path / 'b'}", *QUICK])
+    checkpoints = tmp_path / ".state" / "b" / "checkpoints"
+
+    def stopped(after: int, **options: bool) -> list[Event]:
+        events: list[Event] = []
+        with pytest.raises(Interrupted, match="after writing a checkpoint"):
+            run(recipe, **options, callbacks=[events.append], stop=lambda: steps(events) >= after)
+        return events
+
+    def steps(events: list[Event]) -> int:
+        return sum(isinstance(event, StepEnded) for event in events)
+
+    told = stopped(2, resume=True)
+    assert Notice(f"nothing to resume in {tmp_path / '.state' / 'b'}, so it starts from the beginning") in told
+    kept = {path: path.read_bytes() for path in checkpoints.rglob("*") if path.is_file()}
+    with pytest.raises(BundleError, match="holds an unfinished run, which ended after 3 steps, in phase 1"):
+        run(recipe)
+    with pytest.raises(RecipeError, match="seed was 3 and is 4; restore it"):
+        run(load_recipe(tiny_recipe, [f"output={tmp_path / 'b'}", *QUICK, "seed=4"]), resume=True)
+    assert {path: path.read_bytes() for path in checkpoints.rglob("*") if path.is_file()} == kept
+    assert not any(isinstance(event, TrainingResumed) for event in stopped(3, overwrite=True))
+    events: list[Event] = []
+    run(recipe, resume=True, callbacks=[events.append])
+    assert [event.step for event in events if isinstance(event, TrainingResumed)] == [4]
+    stopped(2, overwrite=True)
+    events.clear()
+    run(recipe, overwrite=True, resume=True, callbacks=[events.append])
+    assert [event.step for event in events if isinstance(event, TrainingResumed)] == [3]
+    run(recipe, resume=True, callbacks=[events.append])
+    assert "complete already" in str(events[-1])
+
+
+def test_a_run_that_fails_before_its_first_checkpoint_does_not_stand_in_the_way(
+    tiny_recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = load_recipe(tiny_recipe, [f"output={tmp_path / 'b'}", *QUICK])
+
+    def fails(*_: Any, **__: Any) -> None:
+        raise BundleError("not this time")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("finetune.pipeline.fit", fails)
+        with pytest.raises(BundleError, match="not this time"):
+            run(recipe)
+    assert (tmp_path / ".state" / "b").is_dir()
+    run(recipe)
+
+
 def test_resuming_a_finished_run_returns_its_result(tiny_bundle: Path, tiny_recipe: Path) -> None:
     manifest = (tiny_bundle / "manifest.json").stat().st_mtime_ns
-    report = run(load_recipe(tiny_recipe, [f"output={tiny_bundle}"]), resume=True)
+    events: list[Event] = []
+    report = run(load_recipe(tiny_recipe, [f"output={tiny_bundle}"]), resume=True, callbacks=[events.append])
+    assert events == [Notice(f"{tiny_bundle}: this run was complete already, so nothing was done")]
     assert report.bundle == tiny_bundle
     assert (tiny_bundle / "manifest.json").stat().st_mtime_ns == manifest
 

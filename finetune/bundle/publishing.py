@@ -41,7 +41,7 @@ def publish(partial: Path, target: Path, overwrite: bool = False) -> None:
     aside = target.with_name(f".{target.name}.old")
     with writing(target):
         _recover(target, aside)
-        _check_replaceable(target, overwrite)
+        check_replaceable(target, overwrite)
         sync_tree(partial)
         moves = [(partial, target)]
         if target.exists():
@@ -73,7 +73,8 @@ def _recover(target: Path, aside: Path) -> None:
         aside.replace(target)
 
 
-def _check_replaceable(target: Path, overwrite: bool) -> None:
+def check_replaceable(target: Path, overwrite: bool) -> None:
+    """BundleError unless a bundle may be put there: where nothing is, in an empty folder, or over another bundle if allowed."""
     if not (target.exists() or target.is_symlink()):
         return
     if target.is_symlink() or not target.is_dir():

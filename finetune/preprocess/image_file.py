@@ -110,7 +110,8 @@ def absence(file: ImageFile) -> str | None:
     except (OSError, ValueError) as error:
         return _unopened(file, error)
     if found is not None and not stat.S_ISREG(found.st_mode):
-        return f"{file.place}: is no file; give the path of an image"
+        what = "is a folder" if stat.S_ISDIR(found.st_mode) else "is no file"
+        return f"{file.place}: {what}; give the path of an image"
     if not (len(file.data or b"") if found is None else found.st_size):
         return f"{file.place}: the image is empty; replace or remove it"
     return None
@@ -173,7 +174,7 @@ def _rgb(image: Image.Image, place: str, max_pixels: int) -> Image.Image:
         raise DataError(f"{place}: the image has no pixels ({width}×{height}); replace or remove it")
     if width * height > max_pixels:
         raise DataError(
-            f"{place}: the image has {width}×{height} pixels, more than the limit of {max_pixels}; make it smaller, or raise data.max_pixels if you trust it"
+            f"{place}: the image has {width}×{height} pixels, more than the limit of {max_pixels}; make it smaller, for the limit is the recipe's data.max_pixels"
         )
     try:
         with _without_bomb_warning(width * height):

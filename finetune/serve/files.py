@@ -64,7 +64,8 @@ def predict_file(
     check_batch_size(batch_size)
     kind, modality = _kind(input), predictor.modality
     if not input.is_file():
-        raise DataError(f"{input}: no such file")
+        what = "is a folder" if input.is_dir() else "no such file"
+        raise DataError(f"{input}: {what}; name a table of {modality}s, such as a .csv, or a .txt with one a line")
     if output.exists() and output.samefile(input):
         raise DataError(f"{output}: input and output are the same file; name another output")
     column = modality if kind == "txt" else {"text": text_column, "image": image_column}[modality]
@@ -72,7 +73,10 @@ def predict_file(
     def pairs() -> Iterator[tuple[Chunk, Sequence[Any]]]:
         for chunk in read_table(input, kind, batch_size * BATCHES_PER_CHUNK, line_column=modality):
             if column not in chunk.columns:
-                raise DataError(f"{input}: no column '{column}'{nearest(column, chunk.columns)}")
+                raise DataError(
+                    f"{input}: no column '{column}'{nearest(column, chunk.columns)}; name the column with "
+                    f"--{modality}-column ({modality}_column in Python)"
+                )
             yield chunk, CELLS[modality](chunk, column, input.parent)
 
     return _write(predictor, pairs(), input, output, batch_size, prefix, unreadable, progress)

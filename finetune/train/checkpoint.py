@@ -14,10 +14,19 @@ from typing import Any
 import torch
 
 from finetune.disk import read_json, reading, require_space, sha256, sync, sync_tree, write_json, writing
-from finetune.errors import BundleError, RecipeError, TrainingError
+from finetune.errors import RecipeError
+from finetune.recipe import Recipe
+from finetune.train.checkpoint_files import (
+    FORMAT,
+    MANIFEST,
+    PROGRESS,
+    another_run,
+    changed_keys,
+    complete,
+    damaged,
+    read_manifest,
+)
 
-FORMAT = 1
-PROGRESS, MANIFEST = "progress.json", "manifest.json"
 PARTS = ("model", "optimizer", "best")
 # Room for progress.json and the manifest beside the tensors, in bytes.
 SLACK = 4_000_000
@@ -72,15 +81,19 @@ class Checkpoint:
 
 
 class CheckpointFolder:
-    """The checkpoints of one run. `key` names what they depend on; those of another recipe or other data are refused."""
+    """The checkpoints of one run. `key` names what they depend on; those of another recipe or other data are refused.
 
-    def __init__(self, folder: Path, key: Mapping[str, object]) -> None:
+    recipe: kept with them, so that a refusal can name the keys that changed.
+    """
+
+    def __init__(self, folder: Path, key: Mapping[str, object], recipe: Recipe | None = None) -> None:
         self.folder = folder
         self.key = dict(key)
+        self.recipe = recipe
 
     def depending_on(self, **more: object) -> CheckpointFolder:
         """The same folder under a key with further parts."""
-        return CheckpointFolder(self.folder, {**self.key, **more})
+        return CheckpointFolder(self.folder, {**self.key, **more}, self.recipe)
 
     def save(self, checkpoint: Checkpoint) -> Path:
         """Write aside, sync, rename, and only then remove the one before; BundleError when the disk refuses it.
@@ -89,10 +102,10 @@ class CheckpointFolder:
         """
         with writing(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
-            self._remove_all_but(self._complete()[-1:])
+            self._remove_all_but(complete(self.folder)[-1:])
         size = sum(t.numel() * t.element_size() for part in checkpoint.tensors.values() for t in part.values())
         require_space(self.folder, size + SLACK, "a checkpoint")
-        number = max((int(path.name) for path in self._complete()), default=-1) + 1
+        number = max((int(path.name) for path in complete(self.folder)), default=-1) + 1
         final, aside = self.folder / f"{number:06d}", self.folder / f"{number:06d}.partial"
         try:
             self._write(aside, checkpoint)
@@ -114,21 +127,22 @@ class CheckpointFolder:
         """
         from safetensors.torch import load_file
 
-        complete = self._complete()
-        if not complete:
+        found = complete(self.folder)
+        if not found:
             return None
-        path = complete[-1]
-        manifest = _read_manifest(path)
+        path = found[-1]
+        manifest = read_manifest(path)
         if manifest["format"] != FORMAT:
             raise RecipeError(
-                f"--resume: the checkpoint in '{path}' was written by another version of finetune; start anew without --resume"
+                f"--resume: the checkpoint in '{path}' was written by another version of finetune; "
+                "start anew with --overwrite instead of --resume"
             )
-        self._check_key(manifest["key"])
+        self._check_key(manifest)
         names = [f"{part}.safetensors" for part in PARTS]
         with reading(path):
-            found = {name: sha256(path / name) for name in [PROGRESS, *names] if (path / name).is_file()}
-            if found != manifest["files"]:
-                raise _damaged(path)
+            hashes = {name: sha256(path / name) for name in [PROGRESS, *names] if (path / name).is_file()}
+            if hashes != manifest["files"]:
+                raise damaged(path)
             tensors = {part: load_file(path / name) for part, name in zip(PARTS, names, strict=True)}
         raw: Any = read_json(path / PROGRESS)
         scaler = raw.pop("scaler")
@@ -143,7 +157,7 @@ class CheckpointFolder:
     def _write(self, folder: Path, checkpoint: Checkpoint) -> None:
         from safetensors.torch import save_file
 
-        with writing(folder), _system_errors():
+        with writing(folder), system_errors():
             folder.mkdir()
             for name, tensors in checkpoint.tensors.items():
                 save_file(
@@ -152,14 +166,10 @@ class CheckpointFolder:
         write_json(folder / PROGRESS, {**asdict(checkpoint.progress), "scaler": dict(checkpoint.scaler)})
         with writing(folder):
             files = {path.name: sha256(path) for path in sorted(folder.iterdir())}
-        write_json(folder / MANIFEST, {"format": FORMAT, "key": self.key, "files": files})
+        recipe = self.recipe and self.recipe.model_dump(mode="json")
+        write_json(folder / MANIFEST, {"format": FORMAT, "key": self.key, "recipe": recipe, "files": files})
         with writing(folder):
             sync_tree(folder)
-
-    def _complete(self) -> list[Path]:
-        if not self.folder.is_dir():
-            return []
-        return sorted(p for p in self.folder.iterdir() if p.name.isdigit() and (p / MANIFEST).is_file())
 
     def _remove_all_but(self, kept: list[Path]) -> None:
         """Remove older checkpoints, and what a killed process left half-written or half-removed."""
@@ -169,17 +179,15 @@ class CheckpointFolder:
                 (path / MANIFEST).unlink(missing_ok=True)
                 shutil.rmtree(path)
 
-    def _check_key(self, found: Mapping[str, object]) -> None:
+    def _check_key(self, manifest: Mapping[str, Any]) -> None:
         for name, value in self.key.items():
-            if found.get(name) != value:
-                raise RecipeError(
-                    f"--resume: the {name.replace('_', ' ')} changed since the checkpoint in '{self.folder}' was written; "
-                    "restore it, or start anew without --resume"
-                )
+            if manifest["key"].get(name) != value:
+                recipe = self.recipe if name == "recipe" else None
+                raise another_run(self.folder, name, changed_keys(manifest.get("recipe"), recipe) if recipe else "")
 
 
 @contextmanager
-def _system_errors() -> Iterator[None]:
+def system_errors() -> Iterator[None]:
     """Raise as OSError what safetensors, whose own error it is not, could not write."""
     from safetensors import SafetensorError
 
@@ -189,20 +197,3 @@ def _system_errors() -> Iterator[None]:
         code = re.search(r"os error (\d+)", str(error))
         number = int(code[1]) if code else 0
         raise OSError(number, os.strerror(number) if code else str(error)) from error
-
-
-def _read_manifest(path: Path) -> dict[str, Any]:
-    """The manifest of a checkpoint, its keys checked; TrainingError when it is no manifest any more."""
-    try:
-        manifest: Any = read_json(path / MANIFEST)
-    except BundleError as error:
-        raise _damaged(path) from error
-    if not isinstance(manifest, dict) or not {"format", "key", "files"} <= manifest.keys():
-        raise _damaged(path)
-    return manifest
-
-
-def _damaged(path: Path) -> TrainingError:
-    return TrainingError(
-        f"checkpoint '{path}' was altered after it was written; remove that folder and run without --resume"
-    )

@@ -157,7 +157,7 @@ BROKEN: dict[str, Callable[[Path], object]] = {
     "no image in a format": lambda path: path.write_text("this is text"),
     "damaged or cut off": lambda path: path.write_bytes(encoded(picture(99, (90, 90)))[:-600]),
     "more than the limit": lambda path: path.write_bytes(encoded(Image.new("1", (3000, 3000)))),
-    "is no file": lambda path: path.mkdir(),
+    "is a folder": lambda path: path.mkdir(),
 }
 
 

@@ -67,6 +67,16 @@ def test_a_table_of_paths_is_an_input_of_an_image_bundle(image_bundle, scans, tm
     assert capsys.readouterr().out == f"2 rows -> {tmp_path / 'out.csv'}\n"
 
 
+def test_images_may_be_named_between_options_and_after_them(image_bundle, scans, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(scans)
+    (scans / "b.png").rename("-b.png")
+    out = tmp_path / "out.csv"
+    arguments = ["--batch-size", "1", image_bundle, "--output", out, "a.png", "--prefix", "p_", "c.jpg", "--", "-b.png"]
+    assert main(["predict", *map(str, arguments)]) == 0
+    assert capsys.readouterr().out == f"3 rows -> {out}\n"
+    assert [line.split(",")[0] for line in out.read_text().splitlines()] == ["image", "a.png", "c.jpg", "-b.png"]
+
+
 @pytest.mark.parametrize(
     ("target", "fields"),
     [
@@ -85,12 +95,15 @@ def test_every_target_prints_its_own_fields(make_bundle, scans, capsys, target, 
     assert list(image) == ["image", *fields]
 
 
-def test_a_wrong_combination_is_one_sentence(bundle, image_bundle, scans, tmp_path, capsys):
+def test_a_wrong_combination_is_one_sentence(bundle, image_bundle, language_bundle, scans, tmp_path, capsys):
     table = ["--input", scans / "in.csv"]
     out = ["--output", tmp_path / "out.csv"]
     (scans / "in.csv").write_text("text\nball\n")
     refused = [
-        ([bundle], "give either --text or --input, or images"),
+        ([bundle], f"{bundle}: this bundle reads texts; give one with --text"),
+        ([image_bundle], "this bundle reads images; name image files, folders or quoted patterns after it"),
+        ([language_bundle], "this bundle continues a prompt; give one with --prompt"),
+        ([tmp_path / "nowhere"], "not a bundle"),
         ([image_bundle, scans, *table, *out], "only one of them"),
         ([bundle, "--text", "a", *table, *out], "only one of them"),
         ([image_bundle, *table], "--input needs --output"),
@@ -98,12 +111,16 @@ def test_a_wrong_combination_is_one_sentence(bundle, image_bundle, scans, tmp_pa
         ([bundle, scans / "a.png"], "reads texts, not images; give them with --text or --input"),
         ([bundle, scans, *out], "reads texts, not images; give them with --text or --input"),
         ([image_bundle, "--text", "ball"], "reads images, not texts; name image files"),
-        ([image_bundle, *table, *out], "no column 'image'"),
+        ([image_bundle, *table, *out], "name the column with --image-column (image_column in Python)"),
         ([image_bundle, f"{scans}/*.gif"], "*.gif: no file matches this pattern"),
         ([image_bundle, tmp_path / "nowhere"], "nowhere: no such file or folder"),
         ([image_bundle, "a sentence. " * 40], "cannot be read"),
         ([image_bundle, scans, "--output", tmp_path / "out.xlsx"], "extension '.xlsx' is not known"),
-        ([image_bundle, scans, "--batch-size", "0"], "batch_size is 0"),
+        ([image_bundle, scans, "--batch-size", "0"], "predict: --batch-size is 0; it must be at least 1"),
+        ([bundle, "--input", "gone.csv", *out], "gone.csv: no such file; name a table of texts, such as a .csv"),
+        ([bundle, "--input", scans, *out], "extension '' is not known"),
+        ([bundle, "--form", "torch"], "argument --form: invalid choice: 'torch'"),
+        ([bundle, "--txt", "a"], "predict: unknown argument '--txt'; see finetune predict --help"),
     ]
     for arguments, words in refused:
         assert words in fails(capsys, arguments)

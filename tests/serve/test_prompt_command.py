@@ -141,7 +141,7 @@ def test_a_wrong_combination_is_one_sentence(
         ([language_bundle, "--text", "a"], "continues a prompt, given with --prompt"),
         ([language_bundle, *table], "continues a prompt, given with --prompt"),
         ([language_bundle, tmp_path / "in.csv"], "continues a prompt, given with --prompt"),
-        ([language_bundle], "or --prompt or --prompt-file, and only one of them"),
+        ([language_bundle], "this bundle continues a prompt; give one with --prompt or --prompt-file"),
         ([*prompt, "--text", "a"], "only one of them"),
         ([*prompt, "--prompt-file", "-"], "only one of them"),
         ([*prompt, "--output", tmp_path / "out.txt"], "a continuation is printed, so use > FILE"),

@@ -86,7 +86,9 @@ def test_no_pickle_is_written(tmp_path: Path) -> None:
 )
 def test_another_runs_checkpoint_is_refused(tmp_path: Path, changed: dict[str, object], sentence: str) -> None:
     folder(tmp_path).save(checkpoint())
-    with pytest.raises(RecipeError, match=f"^--resume: {sentence} since .* start anew without --resume$"):
+    with pytest.raises(
+        RecipeError, match=f"^--resume: {sentence} since .* start anew with --overwrite instead of --resume$"
+    ):
         folder(tmp_path, **changed).load()
 
 
