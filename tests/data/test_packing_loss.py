@@ -42,7 +42,7 @@ def learn(model: Any, encoder: LanguageEncoder, rows: tuple[Sequence, ...]) -> t
     targets = torch.from_numpy(encoder.targets(rows))
     target = TASKS["causal_lm"].target
     loss = target.loss_sums(model(**inputs).logits, targets, None, 0.0, None)
-    (loss / target.loss_denominator(targets, None, None)).backward()
+    (loss / target.loss_denominator(targets, None)).backward()
     return float(loss.detach()), {name: weight.grad.clone() for name, weight in model.named_parameters()}
 
 

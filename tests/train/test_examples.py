@@ -165,7 +165,7 @@ def test_numbers_and_several_labels_are_learned_too(tmp_path: Path, task: str) -
     def loss(logits: np.ndarray, labels: np.ndarray) -> float:
         truth = torch.from_numpy(labels)
         sums = target.loss_sums(torch.from_numpy(logits), truth, None, 0.0, None)
-        return float(sums) / target.loss_denominator(truth, None, None)
+        return float(sums) / target.loss_denominator(truth, None)
 
     def rows(count: int, seed: int) -> Rows:
         plain = small_rows(count, seed=seed)
