@@ -64,7 +64,8 @@ def preflight(recipe: Recipe, *, resume: bool = False, overwrite: bool = False) 
     """
     task, workspace = TASKS[recipe.task], Workspace.of(recipe.name, recipe.output)
     check_place(recipe, resume=resume, overwrite=overwrite)
-    workspace.require_free(overwrite=overwrite)
+    if resume:  # a run of this recipe that is complete was found before, so a bundle here is another's
+        workspace.require_free(overwrite=overwrite)
     _require_packages(recipe)
     backbone = find_source(recipe.backbone.name, revision=recipe.backbone.revision, kind="model")
     _check_backbone(recipe, backbone)

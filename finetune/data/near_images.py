@@ -18,10 +18,10 @@ from finetune.data.tone_correlation import tone_correlation
 CORRELATION = 0.9983
 """Least tone correlation of two 64×64 thumbnails that are one picture.
 
-Chosen between ELPV's different cells, which are the likest different pictures known here (0.9979 at most within 4 bits, 0.9981
-within 8), and the copies of photographs that tests/data/test_near_images.py makes. Parts of those that do not overlap stay below 0.98."""
+Chosen between ELPV's different cells, the likest different pictures known here, which tests/data/test_data_images.py keeps below
+it, and the copies of photographs that tests/data/test_near_images.py makes."""
 
-_COARSE = 0.9988  # as much for 32×32, where ELPV's likest different cells reach 0.9985: small or blurred copies have no finer detail
+_COARSE = 0.9988  # as much for 32×32, where ELPV's cells are liker: small or blurred copies have no finer detail
 _HOPELESS = 0.99  # a pair that is less alike at 32×32 is not compared at 64×64: no copy known here gains so much
 _HUE = 0.93  # least cosine of two coloured pictures' chroma: hues of one pattern may lie 20 degrees apart
 _BURNT_HUE = 0.4  # as much over all blocks where only burnt-out ones differ: blue sky turns to cyan, red never to green

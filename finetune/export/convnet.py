@@ -55,14 +55,8 @@ def try_static(bench: Workbench, target: str, encoder: Encoder, calibration: Seq
     layers in fp32, up to half of them.
     """
     fp32 = bench.fp32
-    if fp32.size_bytes > ONE_FILE_BYTES:
-        bench.give_up("static int8", "the fp32 file is larger than 2 GB, which the quantizer cannot hold")
-        return
-    if len(calibration) < LEAST_ROWS:
-        bench.give_up(
-            "static int8",
-            f"its calibration needs at least {LEAST_ROWS} training images, and there are {len(calibration)}",
-        )
+    if (reason := _impossible(fp32.size_bytes, len(calibration))) is not None:
+        bench.give_up("static int8", reason)
         return
     bench.progress("int8: looking at calibration images")
     try:
@@ -112,6 +106,15 @@ def try_static(bench: Workbench, target: str, encoder: Encoder, calibration: Seq
         name = " and ".join(ranking[:count]) if count < 3 else f"the {count} most sensitive layers"
         if attempt(best.arithmetic, best.method, chosen, f", {name} fp32"):
             return
+
+
+def _impossible(size_bytes: int, rows: int) -> str | None:
+    """Why an fp32 file of this size cannot be quantised with so many calibration images; None where it can."""
+    if size_bytes > ONE_FILE_BYTES:
+        return "the fp32 file is larger than 2 GB, which the quantizer cannot hold"
+    if rows < LEAST_ROWS:
+        return f"its calibration needs at least {LEAST_ROWS} training images, and there are {rows}"
+    return None
 
 
 def most_sensitive(

@@ -113,12 +113,8 @@ def training(report: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "spans": spans,
         "thaws": any(span.thawed and span.start > 0 for span in spans),
-        "legend": [(name, colours[name]) for name in reversed(groups)],
-        "drifting": [
-            (name, colours[name])
-            for name in reversed(groups)
-            if any(_positive(at(row, "drift", name)) is not None for row in history)
-        ],
+        "legend": _legend(groups, colours),
+        "drifting": _legend([name for name in groups if any(at(row, "drift", name) for row in history)], colours),
         "loss": charts.epoch_chart(
             f"Training and validation loss over {said}.", spans, loss, units.significant, units.plain, floor=floor
         ),
@@ -183,6 +179,11 @@ def _rates(
             points += [(span.start, rate), (span.end, rate), None]
         series.append(charts.Series(name, colours[name], tuple(points), dots=False, thick=True))
     return series
+
+
+def _legend(groups: Sequence[str], colours: Mapping[str, str]) -> list[tuple[str, str]]:
+    """Layer groups and their colours, the head first."""
+    return [(name, colours[name]) for name in reversed(groups)]
 
 
 def _best_epochs(

@@ -52,8 +52,10 @@ def read_manifest(path: Path) -> dict[str, Any]:
 
 
 def damaged(path: Path) -> TrainingError:
+    """The error for a checkpoint whose files are not those that were written."""
     return TrainingError(
-        f"checkpoint '{path}' was altered after it was written; remove that folder and run without --resume"
+        f"checkpoint '{path}' was altered after it was written; remove that folder, or start anew with --overwrite "
+        "instead of --resume"
     )
 
 

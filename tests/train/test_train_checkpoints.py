@@ -127,7 +127,8 @@ def test_a_damaged_checkpoint_is_refused(tmp_path: Path, name: str, damage: str)
     else:
         path.write_bytes(content[: len(content) // 2] if damage == "cut" else b"")
     with pytest.raises(
-        TrainingError, match=r"was altered after it was written; remove that folder and run without --resume$"
+        TrainingError,
+        match=r"was altered after it was written; remove that folder, or start anew with --overwrite instead of --resume$",
     ):
         folder(tmp_path).load()
 
